@@ -1,0 +1,90 @@
+//! What a statement sees: a session over one publication, cached until there is a newer one.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use datafusion::prelude::SessionContext;
+use lakehouse::{DEFAULT_GROUP, Lake, Publication};
+
+use super::schemas;
+use crate::error::{Error, Kind, Result};
+
+/// The lake at one publication, as a session of the query engine.
+pub struct Snapshot {
+    publication: Option<Publication>,
+    context: SessionContext,
+}
+
+impl Snapshot {
+    /// The publication; `None` before the first one.
+    pub fn publication(&self) -> Option<&Publication> {
+        self.publication.as_ref()
+    }
+
+    /// The number of the publication; 0 before the first one.
+    pub fn id(&self) -> u64 {
+        self.publication.as_ref().map_or(0, |publication| publication.id)
+    }
+
+    /// The session: catalog `lake` with its schemas. For reading the catalog; statements go through a connection.
+    pub fn context(&self) -> &SessionContext {
+        &self.context
+    }
+}
+
+/// Makes snapshots, and keeps the newest.
+pub(super) struct Snapshots {
+    lake: Lake,
+    /// Held for a moment only. Two statements may make the same snapshot at the same time; either is right.
+    newest: Mutex<Option<Arc<Snapshot>>>,
+}
+
+impl Snapshots {
+    pub(super) fn new(lake: Lake) -> Self {
+        Self {
+            lake,
+            newest: Mutex::new(None),
+        }
+    }
+
+    /// The snapshot of the newest publication: asks the lake each time (a poll of the next log entry), and makes a new
+    /// session only when there is a newer one.
+    pub(super) async fn newest(&self) -> Result<Arc<Snapshot>> {
+        let publication = self.lake.newest_publication(DEFAULT_GROUP).await?;
+        let id = publication.as_ref().map_or(0, |publication| publication.id);
+        if let Some(cached) = self.cached(id) {
+            return Ok(cached);
+        }
+        let snapshot = Arc::new(self.make(publication).await?);
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&snapshot));
+        Ok(snapshot)
+    }
+
+    /// The snapshot of one publication by its number.
+    pub(super) async fn at(&self, id: u64) -> Result<Arc<Snapshot>> {
+        if let Some(cached) = self.cached(id) {
+            return Ok(cached);
+        }
+        let publications = self.lake.publications().await?;
+        let publication = publications
+            .into_iter()
+            .find(|publication| publication.id == id && publication.group == DEFAULT_GROUP)
+            .ok_or_else(|| {
+                Error::new(
+                    Kind::UndefinedObject,
+                    format!("publication {id} does not exist (any more); `select * from system.publications` lists them"),
+                )
+            })?;
+        Ok(Arc::new(self.make(Some(publication)).await?))
+    }
+
+    fn cached(&self, id: u64) -> Option<Arc<Snapshot>> {
+        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        newest.as_ref().filter(|snapshot| snapshot.id() == id).cloned()
+    }
+
+    async fn make(&self, publication: Option<Publication>) -> Result<Snapshot> {
+        let context = self.lake.session_factory().at_publication(publication.as_ref()).await?;
+        schemas::install(&context)?;
+        Ok(Snapshot { publication, context })
+    }
+}
