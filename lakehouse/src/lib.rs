@@ -1,1 +1,48 @@
+//! The lake: Delta tables on storage that the user owns, how they are committed to, and how they are read.
+//!
+//! ```text
+//!  writer ─► stage ─► commit ─► log ─► Head ─► TableVersion ─► provider ─► session ─► query
+//!            Parquet  create-   one    the     fixed list      plain       one
+//!            files    if-absent entry  newest  of files        Parquet     publication
+//! ```
+//!
+//! This crate knows object storage, Delta and DataFusion. It never knows Kafka, a wire protocol, Snowflake or Jinja.
 
+mod changes;
+mod clock;
+mod commit;
+mod error;
+mod file;
+mod lake;
+mod log;
+mod name;
+mod progress;
+mod provider;
+mod pruning;
+mod publication;
+mod schema;
+mod session;
+mod stage;
+mod stats;
+mod storage;
+mod system;
+mod table;
+mod version;
+
+pub use changes::Changes;
+pub use clock::{Clock, ManualClock, SystemClock};
+pub use commit::Outcome;
+pub use error::{Error, ErrorKind, Result};
+pub use file::{DataFile, StagedFile};
+pub use lake::Lake;
+pub use log::{Commit, CommitEntry, LoggedFile, LoggedRemove, Operation};
+pub use name::TableName;
+pub use progress::{ConsumedRange, INGEST_KEY, IngestInfo, IngestProgress, ingest_app_id};
+pub use publication::{DEFAULT_GROUP, PinnedTable, Publication};
+pub use schema::TableSpec;
+pub use session::{CATALOG, DEFAULT_SCHEMA, SEARCH_PATH, SessionFactory, SessionOptions};
+pub use stage::StageOptions;
+pub use storage::StorageOptions;
+pub use system::timestamp_type;
+pub use table::{Ledger, Table};
+pub use version::TableVersion;

@@ -1,0 +1,62 @@
+//! What is new in a table between two of its versions, for those who refresh from it.
+//!
+//! It comes from the commits, not from the two file lists: a file that was added and then compacted away in between is in
+//! neither list, yet its rows are new. Compactions, checkpoints and commits of nothing but ledger entries change nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::error::{ErrorKind, Result};
+use crate::file::DataFile;
+use crate::table::Table;
+
+/// What happened between two versions.
+#[derive(Debug, Clone)]
+pub enum Changes {
+    /// Rows were added, in these files, and nothing else.
+    Appended {
+        /// The files, each once, in the order of the commits.
+        files: Vec<Arc<DataFile>>,
+    },
+    /// More than that: only the whole table tells what it says now.
+    Rewritten {
+        /// What it was.
+        reason: String,
+    },
+}
+
+impl Table {
+    /// What the commits after `after` (none: from the very first) up to and with `upto` added.
+    pub async fn changes(&self, after: Option<u64>, upto: u64) -> Result<Changes> {
+        let from = after.map_or(0, |after| after + 1);
+        if from > upto + 1 {
+            let reason = format!("{} went back from version {} to {upto}", self.name(), from - 1);
+            return Ok(Changes::Rewritten { reason });
+        }
+        let commits = match self.commits(from, upto).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Ok(Changes::Rewritten { reason: format!("the log of {} no longer goes back to version {from}", self.name()) });
+            }
+            commits => commits?,
+        };
+        // A repeated commit can name a file again: files are told apart by path.
+        let mut seen = BTreeMap::new();
+        let mut files = Vec::new();
+        for commit in commits {
+            let version = commit.version;
+            if commit.metadata.is_some() && version > 0 {
+                let reason = format!("version {version} of {} changed its columns or settings", self.name());
+                return Ok(Changes::Rewritten { reason });
+            }
+            if commit.removes.iter().any(|remove| remove.data_change) {
+                return Ok(Changes::Rewritten { reason: format!("version {version} of {} took rows out", self.name()) });
+            }
+            for add in commit.adds.into_iter().filter(|add| add.data_change) {
+                if seen.insert(add.file.path.clone(), ()).is_none() {
+                    files.push(add.file);
+                }
+            }
+        }
+        Ok(Changes::Appended { files })
+    }
+}

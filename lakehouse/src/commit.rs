@@ -1,0 +1,159 @@
+//! The committer: create-if-absent of the next log entry, and what to do when it is taken.
+//!
+//! Neither the log nor the file list is ever read to commit. An error is "unknown", not "no": an S3 store repeats a
+//! conditional PUT after a server error, so our own success can come back as "already exists". Every commit carries an id
+//! of its own, and that id is looked for first.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use deltalake_core::kernel::transaction::TransactionError;
+use deltalake_core::logstore::{CommitOrBytes, LogStore as _};
+use uuid::Uuid;
+
+use crate::error::{Error, ErrorKind, Result, store_kind};
+use crate::log::{self, Commit, CommitEntry};
+use crate::table::{Table, TableInner};
+
+/// A checkpoint is written each time the version can be divided by this.
+const CHECKPOINT_INTERVAL: u64 = 100;
+/// So many other commits may lie between the version that a writer has read and the one that it makes.
+const COMMITS_BETWEEN_MAX: u64 = 10_000;
+/// So often a log entry is tried to be written while the store gives no clear answer.
+const ATTEMPTS_MAX: u32 = 5;
+/// The pause before the second attempt; it doubles each time.
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How a commit ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is in the log, as this version.
+    Committed(u64),
+    /// Somebody else's commit, as version `winner`, makes this one void: drop it, load again, start over.
+    Lost {
+        /// The version that was first.
+        winner: u64,
+    },
+}
+
+/// What a writer makes of a commit that is already there where its own should go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rivals {
+    /// Goes on after it, unless it moves the same ledger, changes the table, or takes out the same files.
+    StepAside,
+    /// Gives way to any.
+    GiveWay,
+}
+
+impl Table {
+    /// Commits rows that do not depend on what else is in the table, only on their ledger as of `read_version`.
+    ///
+    /// Commits of others in between are fine as long as they neither move one of the same ledger entries, nor change the
+    /// table's columns or settings, nor take out a file that this one takes out.
+    pub async fn append(&self, read_version: u64, commit: Commit) -> Result<Outcome> {
+        self.commit(read_version, commit, Rivals::StepAside).await
+    }
+
+    /// Commits what was computed from the whole table at `read_version`: any other commit since makes it void.
+    pub async fn replace(&self, read_version: u64, commit: Commit) -> Result<Outcome> {
+        self.commit(read_version, commit, Rivals::GiveWay).await
+    }
+
+    async fn commit(&self, read_version: u64, commit: Commit, rivals: Rivals) -> Result<Outcome> {
+        let id = Uuid::new_v4();
+        let bytes = log::encode(&commit, id, Some(read_version), self.inner.clock.now())?;
+        for version in read_version + 1..=read_version + COMMITS_BETWEEN_MAX {
+            let Some(rival) = self.inner.claim(version, &bytes, id).await? else {
+                self.checkpoint_if_due(version).await;
+                return Ok(Outcome::Committed(version));
+            };
+            if rivals == Rivals::GiveWay || excludes(&rival, &commit) {
+                return Ok(Outcome::Lost { winner: version });
+            }
+        }
+        let message = format!(
+            "gave up a commit to {} after {COMMITS_BETWEEN_MAX} commits of others in between: fewer writers are needed",
+            self.name()
+        );
+        Err(Error::new(ErrorKind::Conflict, message))
+    }
+
+    /// Without checkpoints a table opens slower with each commit, but one that can't be written now is only late.
+    async fn checkpoint_if_due(&self, version: u64) {
+        if !version.is_multiple_of(CHECKPOINT_INTERVAL) {
+            return;
+        }
+        if let Err(error) = self.checkpoint(version).await {
+            tracing::warn!(table = %self.name(), version, %error, "checkpoint not written; the next one will be");
+        }
+    }
+
+    /// Writes a checkpoint of `version`, and the checksum file that makes its ledger quick to read.
+    pub(crate) async fn checkpoint(&self, version: u64) -> Result<()> {
+        let engine = self.inner.log.engine(None);
+        let root = self.inner.log.config().location().clone();
+        let write = move || {
+            let snapshot = buoyant_kernel::Snapshot::builder_for(root).at_version(version).build(engine.as_ref())?;
+            let (_, snapshot) = snapshot.checkpoint(engine.as_ref(), None)?;
+            if let Err(error) = snapshot.write_checksum(engine.as_ref()) {
+                tracing::debug!(%error, "no checksum file");
+            }
+            buoyant_kernel::DeltaResult::Ok(())
+        };
+        tokio::task::spawn_blocking(write)
+            .await
+            .map_err(|source| Error::with_source(ErrorKind::Bug, "a checkpoint was broken off", source))?
+            .map_err(|source| Error::kernel(format!("cannot checkpoint {} at version {version}", self.name()), source))
+    }
+}
+
+impl TableInner {
+    /// Tries to be the one who writes `version`. `None`: it is ours. `Some`: what stands there instead.
+    async fn claim(&self, version: u64, bytes: &Bytes, id: Uuid) -> Result<Option<CommitEntry>> {
+        let mut pause = ATTEMPT_PAUSE;
+        for attempt in 1.. {
+            let entry = CommitOrBytes::LogBytes(bytes.clone());
+            let failure = match self.log.write_commit_entry(version, entry, id).await {
+                Ok(()) => return Ok(None),
+                Err(failure) => failure,
+            };
+            // Whatever the store answered, what stands in the log is the truth.
+            match self.read_entry(version).await {
+                Ok(Some(entry)) if entry.has_id(id) => return Ok(None),
+                Ok(Some(entry)) => return Ok(Some(entry)),
+                Ok(None) | Err(_) if attempt < ATTEMPTS_MAX && is_transient(&failure) => {
+                    tracing::warn!(table = %self.name, version, attempt, error = %failure, "commit not answered, trying again");
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+                Ok(None) | Err(_) => return Err(self.commit_error(version, failure)),
+            }
+        }
+        unreachable!("the loop ends by returning")
+    }
+
+    fn commit_error(&self, version: u64, failure: TransactionError) -> Error {
+        let doing = format!("cannot commit version {version} of {}", self.name);
+        match failure {
+            TransactionError::ObjectStore { source } => Error::store(doing, source),
+            other => Error::delta(doing, other.into()),
+        }
+    }
+}
+
+/// Whether the store may answer otherwise if it is asked again. A full disk will not, and the caller has to know.
+fn is_transient(failure: &TransactionError) -> bool {
+    match failure {
+        TransactionError::VersionAlreadyExists(_) => true,
+        TransactionError::ObjectStore { source } => store_kind(source) == ErrorKind::Unavailable,
+        _ => false,
+    }
+}
+
+/// Whether `rival` leaves no room for `ours` after it.
+fn excludes(rival: &CommitEntry, ours: &Commit) -> bool {
+    let same_ledger = rival.transactions.keys().any(|app_id| ours.transactions.contains_key(app_id));
+    let table_changed = rival.metadata.is_some() || rival.protocol.is_some();
+    let same_file = rival.removes.iter().any(|gone| ours.removes.iter().any(|file| file.path == gone.path));
+    same_ledger || table_changed || same_file
+}

@@ -1,0 +1,129 @@
+//! The one error of this crate. Its kind says what a caller does next; its message names the thing and the remedy.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+/// What every fallible call of this crate returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What a caller can do about an [`Error`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The store, or another system, cannot be reached or answers with a fault: try again later (exit status 3).
+    Unavailable,
+    /// A setting or an argument is wrong (exit status 2).
+    BadConfig,
+    /// Data in the lake is not what it must be (exit status 1).
+    BadData,
+    /// The named table, version or publication is not there.
+    NotFound,
+    /// Somebody else was first: load again and start over.
+    Conflict,
+    /// The lake was written by a newer version of this program (exit status 2).
+    NewerLake,
+    /// There is no space left, or a quota is used up.
+    StorageFull,
+    /// A fault of this program.
+    Bug,
+}
+
+/// An error with its kind, what happened and to which thing, and what lies beneath.
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    /// An error that has no other beneath it.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), source: None }
+    }
+
+    /// An error that another one caused.
+    pub fn with_source(
+        kind: ErrorKind,
+        message: impl Into<String>,
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+    ) -> Self {
+        Self { kind, message: message.into(), source: Some(source.into()) }
+    }
+
+    /// What a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// Wraps an error of the object store; `doing` says what was being done to which path.
+    pub(crate) fn store(doing: impl Into<String>, source: object_store::Error) -> Self {
+        Self::with_source(store_kind(&source), doing, source)
+    }
+
+    /// Wraps an error of the Delta libraries.
+    pub(crate) fn delta(doing: impl Into<String>, source: deltalake_core::DeltaTableError) -> Self {
+        let kind = match &source {
+            deltalake_core::DeltaTableError::NotATable(_) => ErrorKind::NotFound,
+            deltalake_core::DeltaTableError::ObjectStore { source } => store_kind(source),
+            _ => ErrorKind::BadData,
+        };
+        Self::with_source(kind, doing, source)
+    }
+
+    /// Wraps an error of the Delta kernel.
+    pub(crate) fn kernel(doing: impl Into<String>, source: buoyant_kernel::Error) -> Self {
+        Self::with_source(ErrorKind::BadData, doing, source)
+    }
+
+    /// Wraps an error of the query engine, keeping the kind of one of ours that went through it.
+    pub fn query(doing: impl Into<String>, source: datafusion::error::DataFusionError) -> Self {
+        use datafusion::error::DataFusionError;
+        let kind = match source.find_root() {
+            DataFusionError::ObjectStore(error) => store_kind(error),
+            DataFusionError::ResourcesExhausted(_) => ErrorKind::Unavailable,
+            DataFusionError::IoError(error) if is_storage_full(error) => ErrorKind::StorageFull,
+            _ => ErrorKind::BadData,
+        };
+        Self::with_source(kind, doing, source)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        if let Some(source) = &self.source {
+            write!(f, ": {source}")?;
+        }
+        Ok(())
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+    }
+}
+
+/// What an object store's error means for the caller. A full disk hides two levels down in an I/O error.
+pub(crate) fn store_kind(error: &object_store::Error) -> ErrorKind {
+    let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
+    while let Some(current) = cause {
+        if current.downcast_ref::<std::io::Error>().is_some_and(is_storage_full) {
+            return ErrorKind::StorageFull;
+        }
+        cause = current.source();
+    }
+    match error {
+        object_store::Error::NotFound { .. } => ErrorKind::NotFound,
+        object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. } => ErrorKind::Conflict,
+        object_store::Error::PermissionDenied { .. }
+        | object_store::Error::Unauthenticated { .. }
+        | object_store::Error::UnknownConfigurationKey { .. } => ErrorKind::BadConfig,
+        _ => ErrorKind::Unavailable,
+    }
+}
+
+fn is_storage_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+}

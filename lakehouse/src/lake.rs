@@ -1,0 +1,223 @@
+//! The lake: one folder or bucket with tables in it, and the mark of the format it is written in.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use deltalake_core::logstore::{StorageConfig, default_logstore};
+use object_store::path::Path;
+use object_store::prefix::PrefixStore;
+use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::name::TableName;
+use crate::publication::NewestPublications;
+use crate::session::{SessionFactory, SessionOptions, is_read_at_head};
+use crate::storage::{self, Storage, StorageOptions};
+use crate::table::Table;
+
+/// The format that this program writes. A lake of a higher one is refused, one of a lower one is read as it is.
+const FORMAT_VERSION: u32 = 1;
+/// Where the lake keeps its mark.
+const FORMAT_FILE: &str = "_lakebeat.json";
+
+/// A lake, open. Clones share what is known of its tables.
+#[derive(Debug, Clone)]
+pub struct Lake {
+    inner: Arc<LakeInner>,
+}
+
+#[derive(Debug)]
+struct LakeInner {
+    storage: Storage,
+    /// The store with the lake as its root.
+    store: Arc<dyn ObjectStore>,
+    clock: Arc<dyn Clock>,
+    /// A handle for each table that was asked for, so that what is known of it is shared.
+    tables: Mutex<HashMap<TableName, Table>>,
+    newest: NewestPublications,
+    /// Made at the first query, with the options given then or the defaults.
+    sessions: OnceLock<SessionFactory>,
+    /// The tables that are read at their heads, and when they were last listed.
+    heads: tokio::sync::Mutex<Option<(Instant, Vec<TableName>)>>,
+}
+
+/// A table of bronze that appears is seen by queries after this time at the latest.
+const LISTING_AGE_MAX: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Format {
+    format: u32,
+    written_by: String,
+}
+
+impl Lake {
+    /// Opens the lake at `url`, and makes it if nothing is there.
+    ///
+    /// # Errors
+    /// `BadConfig` if the place can't be written or the URL is of no known kind, `NewerLake` if a newer program wrote it.
+    pub async fn open(url: &Url, options: &StorageOptions, clock: Arc<dyn Clock>) -> Result<Self> {
+        Self::over(storage::open(url, options)?, clock).await
+    }
+
+    /// Opens a lake on a store of the caller's, such as one that fails on purpose. The store's root is that of `url`.
+    pub async fn open_on(store: Arc<dyn ObjectStore>, url: &Url, clock: Arc<dyn Clock>) -> Result<Self> {
+        let prefix = Path::from_url_path(url.path()).map_err(|source| {
+            Error::with_source(ErrorKind::BadConfig, format!("the lake's URL {url} has an impossible path"), source)
+        })?;
+        Self::over(Storage { root: store, url: url.clone(), prefix }, clock).await
+    }
+
+    async fn over(storage: Storage, clock: Arc<dyn Clock>) -> Result<Self> {
+        let store: Arc<dyn ObjectStore> = Arc::new(PrefixStore::new(storage.root.clone(), storage.prefix.clone()));
+        check_format(store.as_ref(), &storage.url).await?;
+        let inner = LakeInner { storage, store, clock, tables: Mutex::default(), newest: NewestPublications::default(), sessions: OnceLock::new(), heads: tokio::sync::Mutex::default() };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Where the lake lies.
+    pub fn url(&self) -> &Url {
+        &self.inner.storage.url
+    }
+
+    /// The clock that everything in this lake goes by.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.inner.clock
+    }
+
+    /// The store with the lake as its root.
+    pub(crate) fn store(&self) -> &Arc<dyn ObjectStore> {
+        &self.inner.store
+    }
+
+    pub(crate) fn newest(&self) -> &NewestPublications {
+        &self.inner.newest
+    }
+
+    /// A handle on a table, which need not be there yet.
+    pub fn table(&self, name: &TableName) -> Table {
+        let mut tables = self.inner.tables.lock().expect("no holder of this lock panics");
+        tables.entry(name.clone()).or_insert_with(|| self.new_table(name)).clone()
+    }
+
+    fn new_table(&self, name: &TableName) -> Table {
+        let storage = &self.inner.storage;
+        let location = storage.url.join(&format!("{}/", name.folder())).expect("a table's name is two plain path segments");
+        let folder = Path::from_iter(storage.prefix.parts().chain([name.schema.as_str().into(), name.name.as_str().into()]));
+        let store = Arc::new(PrefixStore::new(storage.root.clone(), folder));
+        let log = default_logstore(store, storage.root.clone(), &location, &StorageConfig::default());
+        Table::new(name.clone(), log, self.inner.clock.clone())
+    }
+
+    /// Makes sessions on this lake. All callers share one, so that they share its memory limit and its caches.
+    pub fn session_factory(&self) -> SessionFactory {
+        // Two first callers at once would make two: one of them is kept, and the other is as good.
+        if let Some(sessions) = self.inner.sessions.get() {
+            return sessions.clone();
+        }
+        let sessions = SessionFactory::new(self, &SessionOptions::default());
+        let sessions = sessions.expect("the defaults of the query engine are valid");
+        self.inner.sessions.get_or_init(|| sessions).clone()
+    }
+
+    /// Sets how much of the machine queries may take. To be called before the first of them.
+    pub fn limit_sessions(&self, options: &SessionOptions) -> Result<()> {
+        let sessions = SessionFactory::new(self, options)?;
+        self.inner.sessions.set(sessions).map_err(|_| Error::new(ErrorKind::Bug, "a session was made before the limits were set"))
+    }
+
+    /// The tables that are read at their heads. Listed now and then, not for every query.
+    pub(crate) async fn known_heads(&self) -> Result<Vec<TableName>> {
+        let mut heads = self.inner.heads.lock().await;
+        if let Some((listed_at, names)) = heads.as_ref()
+            && listed_at.elapsed() < LISTING_AGE_MAX
+        {
+            return Ok(names.clone());
+        }
+        let mut names = self.tables().await?;
+        names.retain(|name| is_read_at_head(&name.schema));
+        *heads = Some((Instant::now(), names.clone()));
+        Ok(names)
+    }
+
+    /// The names of all tables, by listing the folders. Not for the way of a query.
+    pub async fn tables(&self) -> Result<Vec<TableName>> {
+        let mut names = Vec::new();
+        for schema in self.folders(None).await? {
+            for table in self.folders(Some(&schema)).await? {
+                let name = TableName::new(schema.clone(), table);
+                // A folder without a log is none of ours, or a table whose making was broken off.
+                if name.to_string().parse::<TableName>().is_ok() && self.table(&name).exists().await? {
+                    names.push(name);
+                }
+            }
+        }
+        Ok(names)
+    }
+
+    async fn folders(&self, within: Option<&str>) -> Result<Vec<String>> {
+        let prefix = within.map(Path::from);
+        let listing = self
+            .inner
+            .store
+            .list_with_delimiter(prefix.as_ref())
+            .await
+            .map_err(|source| Error::store(format!("cannot list the tables of {}", self.url()), source))?;
+        let mut folders: Vec<_> = listing
+            .common_prefixes
+            .iter()
+            .filter_map(|path| path.filename().map(str::to_owned))
+            .filter(|folder| !folder.starts_with(['_', '.']))
+            .collect();
+        folders.sort();
+        Ok(folders)
+    }
+}
+
+/// Reads the lake's mark, or leaves one in a lake that has none; that it can be left is also the proof that the place can
+/// be written.
+async fn check_format(store: &dyn ObjectStore, url: &Url) -> Result<()> {
+    let path = Path::from(FORMAT_FILE);
+    let found = match store.get(&path).await {
+        Ok(found) => found.bytes().await,
+        Err(object_store::Error::NotFound { .. }) => return write_format(store, &path, url).await,
+        Err(source) => Err(source),
+    };
+    let bytes = found.map_err(|source| Error::store(format!("cannot read the lake at {url}"), source))?;
+    let format: Format = serde_json::from_slice(&bytes).map_err(|source| {
+        Error::with_source(ErrorKind::BadData, format!("{FORMAT_FILE} in the lake at {url} is damaged"), source)
+    })?;
+    if format.format > FORMAT_VERSION {
+        let message = format!(
+            "the lake at {url} has format {}, written by {}; this program reads up to format {FORMAT_VERSION}: \
+             use a newer lakebeat, or another lake with --lake",
+            format.format, format.written_by
+        );
+        return Err(Error::new(ErrorKind::NewerLake, message));
+    }
+    Ok(())
+}
+
+async fn write_format(store: &dyn ObjectStore, path: &Path, url: &Url) -> Result<()> {
+    let format = Format { format: FORMAT_VERSION, written_by: format!("lakebeat {}", env!("CARGO_PKG_VERSION")) };
+    let bytes = serde_json::to_vec(&format)
+        .map_err(|source| Error::with_source(ErrorKind::Bug, "cannot write down the lake's format", source))?;
+    let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+    match store.put_opts(path, PutPayload::from(bytes), options).await {
+        Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
+        Err(source) => {
+            let error = Error::store(format!("cannot write to the lake at {url}"), source);
+            Err(match error.kind() {
+                // A folder that this user may not write shows as a plain I/O error.
+                ErrorKind::Unavailable if url.scheme() == "file" => {
+                    let message = "the lake's folder cannot be written: choose another with --data-dir or --lake";
+                    Error::with_source(ErrorKind::BadConfig, message, error)
+                }
+                _ => error,
+            })
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Which files a predicate can't match, told by partition values and statistics, so that they are never opened.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, BooleanArray, UInt64Array};
+use arrow::datatypes::SchemaRef;
+use datafusion::common::pruning::PruningStatistics;
+use datafusion::common::{Column, Result, ScalarValue};
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_optimizer::pruning::PruningPredicate;
+use serde_json::Value;
+
+use crate::file::DataFile;
+use crate::stats::{self, Bound};
+
+/// The files that may hold a row for which `predicate` is true.
+pub(crate) fn prune(
+    predicate: &Arc<dyn PhysicalExpr>,
+    schema: &SchemaRef,
+    files: &[Arc<DataFile>],
+) -> Result<Vec<Arc<DataFile>>> {
+    let Ok(pruning) = PruningPredicate::try_new(predicate.clone(), schema.clone()) else {
+        // A predicate that can't be turned into bounds prunes nothing.
+        return Ok(files.to_vec());
+    };
+    if pruning.always_true() {
+        return Ok(files.to_vec());
+    }
+    let keep = pruning.prune(&LoggedStatistics::new(schema, files))?;
+    Ok(files.iter().zip(keep).filter(|(_, keep)| *keep).map(|(file, _)| file.clone()).collect())
+}
+
+/// What the log says of some files, in the form that DataFusion prunes by.
+struct LoggedStatistics<'a> {
+    schema: &'a SchemaRef,
+    files: &'a [Arc<DataFile>],
+    /// Each file's statistics; `Null` where the log has none.
+    stats: Vec<Value>,
+}
+
+impl<'a> LoggedStatistics<'a> {
+    fn new(schema: &'a SchemaRef, files: &'a [Arc<DataFile>]) -> Self {
+        let parse = |file: &Arc<DataFile>| {
+            file.stats.as_deref().and_then(|stats| serde_json::from_str(stats).ok()).unwrap_or(Value::Null)
+        };
+        Self { schema, files, stats: files.iter().map(parse).collect() }
+    }
+
+    fn bounds(&self, column: &Column, bound: Bound) -> Option<ArrayRef> {
+        let data_type = self.schema.field_with_name(&column.name).ok()?.data_type();
+        let values = self.files.iter().zip(&self.stats).map(|(file, stats)| {
+            match file.partition_values.get(&column.name) {
+                Some(value) => stats::partition_value(value.as_deref(), data_type),
+                None => stats::bound_in(stats, &column.name, data_type, bound),
+            }
+        });
+        ScalarValue::iter_to_array(values).ok()
+    }
+}
+
+impl PruningStatistics for LoggedStatistics<'_> {
+    fn min_values(&self, column: &Column) -> Option<ArrayRef> {
+        self.bounds(column, Bound::Minimum)
+    }
+
+    fn max_values(&self, column: &Column) -> Option<ArrayRef> {
+        self.bounds(column, Bound::Maximum)
+    }
+
+    fn num_containers(&self) -> usize {
+        self.files.len()
+    }
+
+    fn null_counts(&self, column: &Column) -> Option<ArrayRef> {
+        let count = |(file, stats): (&Arc<DataFile>, &Value)| match file.partition_values.get(&column.name) {
+            Some(None) => file.rows,
+            Some(Some(value)) if value.is_empty() => file.rows,
+            Some(Some(_)) => Some(0),
+            None => stats["nullCount"][&column.name].as_u64(),
+        };
+        Some(Arc::new(self.files.iter().zip(&self.stats).map(count).collect::<UInt64Array>()))
+    }
+
+    fn row_counts(&self) -> Option<ArrayRef> {
+        Some(Arc::new(self.files.iter().map(|file| file.rows).collect::<UInt64Array>()))
+    }
+
+    fn contained(&self, _column: &Column, _values: &HashSet<ScalarValue>) -> Option<BooleanArray> {
+        None
+    }
+}
