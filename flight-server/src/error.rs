@@ -316,7 +316,7 @@ fn plan_kind(message: &str) -> (Kind, String) {
 
 /// What is said of a table that is not there, from the engine's full name of it.
 pub(crate) fn undefined_relation(name: &str) -> String {
-    let shown = name.strip_prefix("lake.").unwrap_or(name);
+    let shown = crate::query::shown_name(name);
     format!("relation \"{shown}\" does not exist; `show tables` lists what there is")
 }
 

@@ -11,6 +11,7 @@
 //! session factory did not register; the schema of a [`Prepared`] is exactly the schema of its rows.
 
 mod allow;
+mod catalogue;
 mod functions;
 mod normalise;
 mod parameters;
@@ -37,6 +38,11 @@ pub use running::{Door, Outcome, QueryId, RunningQuery, Totals};
 pub use settings::Settings;
 pub use snapshot::Snapshot;
 pub use stream::ResultStream;
+
+pub(crate) use functions::version;
+pub(crate) use schemas::{CATALOG, shown_name};
+pub(crate) use settings::display_name;
+pub(crate) use stream::cancelled_error;
 
 use crate::error::{Error, Kind, Result};
 use running::Registry;
@@ -107,7 +113,12 @@ impl QueryEngine {
             engine: self.clone(),
             door,
             user: user.to_owned(),
-            state: Mutex::new(ConnectionState::default()),
+            state: Mutex::new(ConnectionState {
+                settings: Settings::of_user(user),
+                transaction: None,
+                publication: None,
+                session: None,
+            }),
         }
     }
 
@@ -143,11 +154,20 @@ pub struct Connection {
     state: Mutex<ConnectionState>,
 }
 
-#[derive(Default)]
 struct ConnectionState {
     settings: Settings,
-    /// Many statements on one moment: a transaction, or `SET lakebeat.publication`.
-    pin: Option<Arc<Snapshot>>,
+    /// What all statements of the open transaction see.
+    transaction: Option<Arc<Snapshot>>,
+    /// What `lakebeat.publication` names, once it was looked up.
+    publication: Option<Arc<Snapshot>>,
+    /// The session that planned the last statement: it serves the next one if neither snapshot nor settings changed.
+    session: Option<PlannedWith>,
+}
+
+struct PlannedWith {
+    snapshot: Arc<Snapshot>,
+    settings: Settings,
+    state: Arc<SessionState>,
 }
 
 impl Connection {
@@ -166,41 +186,72 @@ impl Connection {
         self.lock().settings.clone()
     }
 
-    /// Changes settings; the next statement sees them.
-    pub fn change_settings<T>(&self, change: impl FnOnce(&mut Settings) -> T) -> T {
-        change(&mut self.lock().settings)
+    /// Sets one setting; the next statement sees it.
+    ///
+    /// # Errors
+    /// As [`Settings::set`]; `UndefinedObject` for a publication that is not there.
+    pub async fn set(&self, name: &str, value: &str) -> Result<()> {
+        let mut changed = self.settings();
+        changed.set(name, value)?;
+        self.replace_settings(changed).await
     }
 
-    /// Pins the following statements to the newest publication (the start of a transaction) until [`Self::unpin`].
-    pub async fn pin_newest(&self) -> Result<()> {
-        let snapshot = self.engine.newest().await?;
-        self.lock().pin = Some(snapshot);
+    /// Puts other settings in the place of all.
+    ///
+    /// # Errors
+    /// `UndefinedObject` for a publication that is not there; then nothing is changed.
+    pub async fn replace_settings(&self, settings: Settings) -> Result<()> {
+        let publication = match settings.publication {
+            Some(id) => Some(self.engine.shared.snapshots.at(id).await?),
+            None => None,
+        };
+        let mut state = self.lock();
+        state.settings = settings;
+        state.publication = publication;
         Ok(())
     }
 
-    /// Pins the following statements to one publication, named by its number, until [`Self::unpin`].
-    pub async fn pin(&self, publication: u64) -> Result<()> {
-        let snapshot = self.engine.shared.snapshots.at(publication).await?;
-        self.lock().pin = Some(snapshot);
+    /// Pins the following statements to what is newest now (the start of a transaction) until [`Self::unpin`].
+    pub async fn pin_newest(&self) -> Result<()> {
+        let snapshot = self.snapshot().await?;
+        self.lock().transaction = Some(snapshot);
         Ok(())
     }
 
     /// Ends a pin: the next statement sees the newest publication again.
     pub fn unpin(&self) {
-        self.lock().pin = None;
+        self.lock().transaction = None;
     }
 
-    /// The publication that statements are pinned to, if they are.
-    pub fn pinned(&self) -> Option<Arc<Snapshot>> {
-        self.lock().pin.clone()
-    }
-
-    /// What the next statement sees: the pin, or the newest publication.
+    /// What the next statement sees: the publication that was set, the one of the transaction, or the newest.
     pub async fn snapshot(&self) -> Result<Arc<Snapshot>> {
-        match self.pinned() {
+        let pinned = {
+            let state = self.lock();
+            state.publication.clone().or_else(|| state.transaction.clone())
+        };
+        match pinned {
             Some(pinned) => Ok(pinned),
             None => self.engine.newest().await,
         }
+    }
+
+    /// The planner's session for this snapshot with the settings that hold now.
+    fn session(&self, snapshot: &Arc<Snapshot>) -> Result<(Arc<SessionState>, Settings)> {
+        let mut state = self.lock();
+        if let Some(last) = &state.session
+            && Arc::ptr_eq(&last.snapshot, snapshot)
+            && last.settings == state.settings
+        {
+            return Ok((Arc::clone(&last.state), last.settings.clone()));
+        }
+        let settings = state.settings.clone();
+        let made = Arc::new(planner::session(snapshot, &settings)?);
+        state.session = Some(PlannedWith {
+            snapshot: Arc::clone(snapshot),
+            settings: settings.clone(),
+            state: Arc::clone(&made),
+        });
+        Ok((made, settings))
     }
 
     /// Parses, checks and plans one statement on what [`Self::snapshot`] gives now. Placeholders are `?` or `$1`, not

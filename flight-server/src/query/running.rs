@@ -9,6 +9,8 @@ use chrono::{DateTime, Utc};
 use lakehouse::Clock;
 use tokio_util::sync::CancellationToken;
 
+use crate::error::{Error, Kind};
+
 /// Through which door a statement came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Door {
@@ -54,6 +56,16 @@ pub enum Outcome {
     Cancelled,
     /// The client went, or stopped reading before the last row (a cursor that was closed, a limit in the tool).
     Abandoned,
+}
+
+impl Outcome {
+    /// How a statement ended that ended with this error.
+    pub(super) fn of(error: &Error) -> Self {
+        match error.kind() {
+            Kind::Cancelled | Kind::TimedOut => Self::Cancelled,
+            _ => Self::Failed,
+        }
+    }
 }
 
 impl fmt::Display for Outcome {

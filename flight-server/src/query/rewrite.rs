@@ -1,0 +1,165 @@
+//! Small changes to a parsed statement before it is planned: PostgreSQL's spellings of what the planner knows by another
+//! name, and one form of placeholder.
+
+use std::ops::ControlFlow;
+
+use datafusion::sql::parser::Statement;
+use datafusion::sql::sqlparser::ast::{
+    BinaryOperator, Expr, Function, FunctionArgumentList, FunctionArguments, Ident, ObjectName, ObjectNamePart,
+    Value, visit_expressions_mut,
+};
+
+use crate::error::{Error, Kind, Result};
+
+/// Rewrites in place.
+///
+/// # Errors
+/// `InvalidParameter` where `?` and `$1` are mixed.
+pub(super) fn rewrite(statement: &mut Statement) -> Result<()> {
+    match statement {
+        Statement::Statement(ast) => {
+            let mut placeholders = Placeholders::default();
+            let _ = visit_expressions_mut(ast.as_mut(), |expression| {
+                rewrite_expression(expression, &mut placeholders);
+                ControlFlow::<()>::Continue(())
+            });
+            placeholders.check()
+        }
+        Statement::Explain(explain) => rewrite(&mut explain.statement),
+        _ => Ok(()),
+    }
+}
+
+#[derive(Default)]
+struct Placeholders {
+    /// How many `?` there were so far.
+    question_marks: usize,
+    numbered: bool,
+}
+
+impl Placeholders {
+    fn check(&self) -> Result<()> {
+        if self.numbered && self.question_marks > 0 {
+            return Err(Error::new(
+                Kind::InvalidParameter,
+                "the statement mixes ? and $1 placeholders; use one kind",
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn rewrite_expression(expression: &mut Expr, placeholders: &mut Placeholders) {
+    match expression {
+        Expr::Value(value) => {
+            if let Value::Placeholder(name) = &mut value.value {
+                if name == "?" {
+                    placeholders.question_marks += 1;
+                    *name = format!("${}", placeholders.question_marks);
+                } else {
+                    placeholders.numbered = true;
+                }
+            }
+        }
+        // `pg_catalog.version()`: the planner knows functions by their bare name.
+        Expr::Function(function) => strip_catalog(&mut function.name),
+        // `a OPERATOR(pg_catalog.~) b`, as psql writes it.
+        Expr::BinaryOp { op, .. } => {
+            if let BinaryOperator::PGCustomBinaryOperator(path) = op
+                && let Some(known) = path.last().and_then(|name| operator(name))
+            {
+                *op = known;
+            }
+        }
+        // There is one collation, by code point; psql names it in each of its patterns.
+        Expr::Collate { expr, .. } => *expression = (**expr).clone(),
+        // PostgreSQL has these as words without parentheses.
+        Expr::Identifier(name) if name.quote_style.is_none() && is_word_function(&name.value) => {
+            *expression = call(&name.value.to_lowercase());
+        }
+        _ => {}
+    }
+}
+
+fn is_word_function(name: &str) -> bool {
+    ["current_schema", "current_role"]
+        .iter()
+        .any(|word| name.eq_ignore_ascii_case(word))
+}
+
+fn call(name: &str) -> Expr {
+    Expr::Function(Function {
+        name: ObjectName::from(vec![Ident::new(name)]),
+        uses_odbc_syntax: false,
+        parameters: FunctionArguments::None,
+        args: FunctionArguments::List(FunctionArgumentList {
+            duplicate_treatment: None,
+            args: Vec::new(),
+            clauses: Vec::new(),
+        }),
+        filter: None,
+        null_treatment: None,
+        over: None,
+        within_group: Vec::new(),
+    })
+}
+
+fn strip_catalog(name: &mut ObjectName) {
+    let in_catalog = matches!(
+        name.0.as_slice(),
+        [ObjectNamePart::Identifier(schema), _] if schema.value.eq_ignore_ascii_case("pg_catalog")
+    );
+    if in_catalog {
+        name.0.remove(0);
+    }
+}
+
+fn operator(name: &str) -> Option<BinaryOperator> {
+    Some(match name {
+        "~" => BinaryOperator::PGRegexMatch,
+        "~*" => BinaryOperator::PGRegexIMatch,
+        "!~" => BinaryOperator::PGRegexNotMatch,
+        "!~*" => BinaryOperator::PGRegexNotIMatch,
+        "~~" => BinaryOperator::PGLikeMatch,
+        "!~~" => BinaryOperator::PGNotLikeMatch,
+        "=" => BinaryOperator::Eq,
+        "<>" => BinaryOperator::NotEq,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::query::allow;
+
+    fn rewritten(sql: &str) -> String {
+        let mut statement = allow::parse(sql).expect("an allowed statement");
+        match rewrite(&mut statement) {
+            Ok(()) => statement.to_string(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn spellings_of_postgresql_become_those_of_the_planner() {
+        let cases = [
+            ("select ?, ?", "SELECT $1, $2"),
+            ("select $2, $1", "SELECT $2, $1"),
+            (
+                "select ?, $1",
+                "the statement mixes ? and $1 placeholders; use one kind",
+            ),
+            ("select pg_catalog.version()", "SELECT version()"),
+            ("select current_schema", "SELECT current_schema()"),
+            ("select \"current_schema\"", "SELECT \"current_schema\""),
+            (
+                "select a operator(pg_catalog.~) '^(x)$' collate pg_catalog.default from t",
+                "SELECT a ~ '^(x)$' FROM t",
+            ),
+        ];
+        for (sql, expected) in cases {
+            assert_eq!(rewritten(sql), expected, "{sql}");
+        }
+    }
+}
