@@ -1,0 +1,31 @@
+# Two commands matter: `make up` runs everything, `make test` checks everything. Each target installs what it needs and
+# is missing; a second run finds it in the cache (LAKEBEAT_CACHE, ~/.cache/lakebeat by default).
+
+.DEFAULT_GOAL := help
+.PHONY: help up build test bench setup setup-stack
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+# LAKEBEAT_CACHE is a setting of these scripts, and no setting of the program.
+up: build ## build, then run everything: broker, simulator, ingest, models, doors (ARGS='--rate 100')
+	@exec env --unset=LAKEBEAT_CACHE bin/lakebeat up $(ARGS)
+
+build: ## build bin/lakebeat
+	@scripts/setup-rust.sh
+	@scripts/build.sh
+
+test: ## format, structure, lints, unit tests, end-to-end tests (STAGES='lints e2e' picks some)
+	@scripts/test.sh $(STAGES)
+
+bench: build ## measure speed and freshness, write bench/results.md (EVENTS=2000000)
+	@scripts/setup-python.sh
+	@scripts/bench.sh $(EVENTS)
+
+setup: ## install what `make build` and `make test` need, and nothing else
+	@scripts/setup-rust.sh
+	@scripts/setup-tests.sh
+
+setup-stack: ## install a real Kafka and MinIO, which neither `make up` nor `make test` needs
+	@scripts/setup-kafka.sh
+	@scripts/setup-minio.sh

@@ -1,0 +1,49 @@
+# Shared by every script here; sourced, never run.
+#
+# One per-user cache holds whatever is fetched or built, so that a second clone on the same machine starts warm.
+
+set -euo pipefail
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+cache="${LAKEBEAT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/lakebeat}"
+mkdir -p "$cache"
+
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$cache/target}"
+# rustup's own installer puts the tools here, and a shell that was open before does not have it in its PATH.
+export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
+
+export LAKEBEAT_CACHE="$cache" # for the scripts that this one calls
+
+say() { printf '%s\n' "$*" >&2; }
+
+fail() {
+    say "error: $*"
+    exit 1
+}
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# Setup steps of two clones may meet in one cache: the second waits, and then finds the work done.
+lock() {
+    exec 9>"$cache/$1.lock"
+    flock 9
+}
+
+# need_packages NAME... installs Debian packages. The caller has found something missing; this only fetches it.
+need_packages() {
+    have apt-get || fail "these are missing and there is no apt-get here; install what your system calls: $*"
+    local as_root=()
+    if [ "$(id -u)" -ne 0 ]; then
+        have sudo || fail "Debian packages are missing; run as root: apt-get install $*"
+        as_root=(sudo)
+    fi
+    say "installing Debian packages: $*"
+    # An index fetched long ago names versions that the mirrors no longer hold.
+    "${as_root[@]}" apt-get update -qq >&2
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2 \
+        || fail "apt-get install $* failed"
+}
+
+# stamped FOLDER CONTENT is true when FOLDER was completed by the same CONTENT; stamp says that it now is.
+stamped() { [ -f "$1/.stamp" ] && [ "$(cat "$1/.stamp")" = "$2" ]; }
+stamp() { printf '%s' "$2" >"$1/.stamp"; }
