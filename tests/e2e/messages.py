@@ -1,0 +1,89 @@
+"""Messages of a topic: produced, as their producer logged them, and as librdkafka reads them back."""
+
+import base64
+import json
+from dataclasses import dataclass
+
+from confluent_kafka import Consumer, KafkaError, TopicPartition
+
+from program import TOPIC, run_ok
+
+
+@dataclass(frozen=True)
+class Message:
+    partition: int
+    offset: int
+    payload: bytes | None
+    # Milliseconds; a log does not tell it.
+    timestamp: int | None = None
+
+    @property
+    def place(self):
+        return self.partition, self.offset
+
+
+def logged(path):
+    """What the log of `simulate` says was delivered."""
+    messages = []
+    with open(path, encoding="utf-8") as log:
+        for line in log:
+            entry = json.loads(line)
+            if "payload_base64" in entry:
+                payload = base64.b64decode(entry["payload_base64"])
+            else:
+                payload = None if entry["payload"] is None else entry["payload"].encode()
+            messages.append(Message(entry["partition"], entry["offset"], payload))
+    return messages
+
+
+def in_topic(brokers, topic=TOPIC):
+    """All messages of a topic, from its beginning to its present end."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": brokers,
+            "group.id": "not-used",
+            "enable.auto.commit": False,
+            "auto.offset.reset": "error",
+            "enable.partition.eof": True,
+        }
+    )
+    try:
+        partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+        # Places stand in for a group: `assign` asks nobody's leave.
+        consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
+        unread, messages = set(partitions), []
+        while unread:
+            message = consumer.poll(20)
+            assert message is not None, f"the broker does not send the rest of partitions {unread}"
+            if message.error() is None:
+                _, timestamp = message.timestamp()
+                messages.append(Message(message.partition(), message.offset(), message.value(), timestamp))
+            else:
+                assert message.error().code() == KafkaError._PARTITION_EOF, message.error()
+                unread.discard(message.partition())
+        return messages
+    finally:
+        consumer.close()
+
+
+def simulate(brokers, folder, count, seed, **flags):
+    """Produces `count` messages; returns what the producer's log says, and its report."""
+    log = folder / f"delivered-{seed}-{count}.jsonl"
+    settings = {"topic": TOPIC, "rate": 0, "users": 50, "dirty": 0.02} | flags
+    extra = [part for name, value in settings.items() for part in (f"--{name}", value)]
+    ended = run_ok(
+        "simulate", "--brokers", brokers, "--count", count, "--seed", seed, "--log", log, "--json", *extra,
+        cwd=folder, timeout=120,
+    )  # fmt: skip
+    return logged(log), ended.json
+
+
+def produced(brokers, log):
+    """The messages of a topic, once it is certain that the broker still has each one that it confirmed, as it was."""
+    found = in_topic(brokers)
+    by_place = {message.place: message.payload for message in found}
+    assert len(by_place) == len(found), "the broker gives one offset to two messages"
+    for message in log:
+        assert message.place in by_place, f"the broker confirmed {message} and lost it"
+        assert by_place[message.place] == message.payload, f"the broker changed {message}"
+    return found

@@ -1,0 +1,183 @@
+"""ADBC Flight SQL, psycopg and psql ask the dashboard's queries and agree, with one another and with `lakebeat sql`."""
+
+import csv
+import io
+import subprocess
+from datetime import UTC, date, datetime
+
+import adbc_driver_flightsql.dbapi
+import psycopg
+import pytest
+
+from expected import Tables
+from lake import Lake, wait_settled
+from messages import produced, simulate
+from program import FLIGHT, POSTGRES, Up, environment
+
+QUERIES = {
+    "totals": """
+        select coalesce(sum(total_plays), 0) as plays, coalesce(sum(total_skips), 0) as skips,
+               count(distinct artist_name) as artists,
+               (select count(distinct user_id) from gold.user_engagement) as users
+        from gold.top_songs""",
+    "top songs": """
+        select song_name, artist_name, total_plays, total_skips from top_songs
+        order by total_plays desc, song_name limit 10""",
+    "by device": "select device_type, sum(plays) as plays from user_engagement group by device_type order by device_type",
+    "by country": """
+        select country, sum(events) as events, count(distinct song_id) as songs
+        from gold.listening_by_minute group by country order by country""",
+    "by minute": "select minute, sum(events) as events from listening_by_minute group by minute order by minute",
+    "engagement": """
+        select user_id, device_type, country, day, plays, pauses, skips, playlist_adds from lake.gold.user_engagement
+        order by user_id, device_type, country, day""",
+    "share of skips": """
+        select song_name, total_skips * 1.0 / nullif(total_plays, 0) as share from top_songs order by song_name""",
+    "events": """
+        select event_id, event_timestamp, event_type, country from silver.spotify_silver
+        where country in ('US', 'UK') order by event_id""",
+    "unread": "select reason, count(*) as letters, null as nothing from bronze.dead_letters group by reason order by reason",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, seed):
+    """An `up` that has done its work: the tables stand still. Yields it and what they hold."""
+    print(f"seed {seed}")
+    folder = tmp_path_factory.mktemp("doors")
+    up = Up(folder, "--no-simulate")
+    try:
+        up.start()
+        log, _ = simulate(up.brokers, folder, 3_000, seed, dirty=0.05)
+        messages = produced(up.brokers, log)
+        wait_settled(Lake(up.lake), messages, alive=up)
+        up.wait_ready()
+        yield up, Tables(messages)
+    finally:
+        up.end()
+
+
+def by_flight(up, sql, *parameters):
+    # autocommit: this door is read-only and offers no transactions.
+    with adbc_driver_flightsql.dbapi.connect(f"grpc://127.0.0.1:{up.ports[FLIGHT]}", autocommit=True) as connection:
+        with connection.cursor() as cursor:
+            cursor.execute(sql, parameters or None)
+            table = cursor.fetch_arrow_table()
+    return table.column_names, [tuple(row.values()) for row in table.to_pylist()] if table.num_columns else []
+
+
+def by_psycopg(up, sql, *parameters):
+    with psycopg.connect(f"postgresql://anybody@127.0.0.1:{up.ports[POSTGRES]}/lake") as connection:
+        with connection.cursor(binary=bool(parameters)) as cursor:
+            cursor.execute(sql, parameters or None)
+            return [column.name for column in cursor.description], cursor.fetchall()
+
+
+def by_psql(up, sql):
+    """psql shows text only; an empty field that is not quoted is NULL, and no query here answers with empty text."""
+    url = f"postgresql://anybody@127.0.0.1:{up.ports[POSTGRES]}/lake"
+    ended = subprocess.run(
+        ["psql", "--no-psqlrc", "--csv", "--command", sql, url],
+        env=environment(PGCONNECT_TIMEOUT="10"), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    names, *rows = csv.reader(io.StringIO(ended.stdout))
+    return names, [tuple(value or None for value in row) for row in rows]
+
+
+def by_command(up, sql):
+    rows = up.query(sql)
+    return list(rows[0]) if rows else [], [tuple(row.values()) for row in rows]
+
+
+def plain(value, like):
+    """A value as the type of `like`, the same column's value at the Flight door, whatever a client made of it."""
+    if value is None or like is None:
+        return value
+    if isinstance(like, datetime):
+        value = datetime.fromisoformat(value) if isinstance(value, str) else value
+        return value.astimezone(UTC)
+    if isinstance(like, date):
+        return date.fromisoformat(value) if isinstance(value, str) else value
+    if isinstance(like, float):
+        return float(value)
+    return type(like)(value)
+
+
+def same_rows(name, names, found, flight_names, flight_rows):
+    assert [column.lower() for column in names] == flight_names or not flight_rows, name
+    assert len(found) == len(flight_rows), name
+    for row, flight_row in zip(found, flight_rows):
+        assert len(row) == len(flight_row), name
+        assert tuple(map(plain, row, flight_row)) == flight_row, name
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_the_doors_agree(served, name):
+    up, _ = served
+    flight_names, flight_rows = by_flight(up, QUERIES[name])
+    flight_rows = [tuple(map(plain, row, row)) for row in flight_rows]
+    assert flight_rows, "a query without an answer shows nothing"
+    for client in (by_psycopg, by_psql, by_command):
+        names, rows = client(up, QUERIES[name])
+        same_rows(f"{name} by {client.__name__}", names, rows, flight_names, flight_rows)
+
+
+def test_the_answers_are_right(served):
+    """What all doors agree on is also what the messages say."""
+    up, tables = served
+    _, [(plays, skips, artists, users)] = by_flight(up, QUERIES["totals"])
+    assert int(plays) == sum(row[3] for row in tables.top_songs)
+    assert int(skips) == sum(row[4] for row in tables.top_songs)
+    assert artists == len({row[2] for row in tables.top_songs})
+    assert users == len({row[0] for row in tables.user_engagement})
+    _, rows = by_psycopg(up, QUERIES["by minute"])
+    assert sum(int(events) for _, events in rows) == len(tables.silver)
+    _, rows = by_psql(up, QUERIES["unread"])
+    assert sum(int(letters) for _, letters, _ in rows) == tables.letters.total()
+
+
+def test_parameters(served):
+    """Prepared statements with values, in the two binary protocols."""
+    up, tables = served
+    expected = sum(row[4] for row in tables.user_engagement if row[2] == "DE")
+    _, rows = by_flight(up, "select sum(plays) from user_engagement where country = ?", "DE")
+    assert int(rows[0][0]) == expected
+    _, rows = by_flight(up, "select sum(plays) from user_engagement where country = $1 and plays >= $2", "DE", 0)
+    assert int(rows[0][0]) == expected
+    _, rows = by_psycopg(up, "select sum(plays) from user_engagement where country = %s and plays >= %s", "DE", 0)
+    assert int(rows[0][0]) == expected
+
+
+def test_the_doors_only_read(served):
+    up, _ = served
+    for sql in (
+        "drop table gold.top_songs",
+        "create table t as select 1",
+        "insert into gold.top_songs values ('a', 'b', 'c', 1, 2)",
+        "copy (select 1) to '/tmp/stolen.csv'",
+        "create external table t stored as csv location '/etc/passwd'",
+        "delete from silver.spotify_silver",
+    ):
+        with pytest.raises(Exception):
+            by_flight(up, sql)
+        with pytest.raises(psycopg.Error) as refused:
+            by_psycopg(up, sql)
+        assert refused.value.sqlstate, sql
+    assert up.exit_status() is None
+    by_flight(up, QUERIES["totals"])
+
+
+def test_one_connection_outlives_its_errors(served):
+    """A wrong statement is answered with an error that names the thing, and the connection goes on."""
+    up, _ = served
+    url = f"postgresql://anybody@127.0.0.1:{up.ports[POSTGRES]}/lake"
+    with psycopg.connect(url, autocommit=True) as connection:
+        with pytest.raises(psycopg.errors.UndefinedTable) as error:
+            connection.execute("select * from no_such_table")
+        assert "no_such_table" in str(error.value)
+        with pytest.raises(psycopg.errors.UndefinedColumn):
+            connection.execute("select no_such_column from top_songs")
+        with pytest.raises(psycopg.errors.SyntaxError):
+            connection.execute("selec 1")
+        assert connection.execute("select count(*) from top_songs").fetchone() == (6,)
