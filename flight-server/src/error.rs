@@ -55,6 +55,24 @@ pub enum Kind {
     TooMany,
     /// The transaction has failed; only its end is accepted.
     FailedTransaction,
+    /// Something that only goes in a transaction, outside of one.
+    NoTransaction,
+    /// Something that only goes outside of a transaction, in one.
+    ActiveTransaction,
+    /// A savepoint that is not there.
+    UndefinedSavepoint,
+    /// A prepared statement that is not there.
+    UndefinedStatement,
+    /// A prepared statement whose name is taken.
+    DuplicateStatement,
+    /// A cursor or portal that is not there.
+    UndefinedPortal,
+    /// A database that is not there.
+    UndefinedDatabase,
+    /// The client does not keep to the protocol.
+    Protocol,
+    /// The server is stopping.
+    ShuttingDown,
     /// A fault of ours.
     Bug,
 }
@@ -77,7 +95,15 @@ impl Kind {
             Self::Forbidden => "42501",
             Self::Unsupported => "0A000",
             Self::InvalidSetting => "22023",
-            Self::InvalidParameter => "08P01",
+            Self::InvalidParameter | Self::Protocol => "08P01",
+            Self::NoTransaction => "25P01",
+            Self::ActiveTransaction => "25001",
+            Self::UndefinedSavepoint => "3B001",
+            Self::UndefinedStatement => "26000",
+            Self::DuplicateStatement => "42P05",
+            Self::UndefinedPortal => "34000",
+            Self::UndefinedDatabase => "3D000",
+            Self::ShuttingDown => "57P01",
             Self::InvalidValue => "22P02",
             Self::OutOfRange => "22003",
             Self::DivisionByZero => "22012",
@@ -93,15 +119,23 @@ impl Kind {
     pub fn grpc_code(self) -> tonic::Code {
         use tonic::Code;
         match self {
-            Self::Unavailable => Code::Unavailable,
-            Self::UndefinedTable | Self::UndefinedObject => Code::NotFound,
+            Self::Unavailable | Self::ShuttingDown => Code::Unavailable,
+            Self::UndefinedTable
+            | Self::UndefinedObject
+            | Self::UndefinedStatement
+            | Self::UndefinedPortal
+            | Self::UndefinedSavepoint
+            | Self::UndefinedDatabase => Code::NotFound,
+            Self::DuplicateStatement => Code::AlreadyExists,
             Self::ReadOnly | Self::Forbidden => Code::PermissionDenied,
             Self::Unsupported => Code::Unimplemented,
             Self::OutOfRange => Code::OutOfRange,
             Self::Cancelled => Code::Cancelled,
             Self::TimedOut => Code::DeadlineExceeded,
             Self::OutOfResources | Self::TooMany => Code::ResourceExhausted,
-            Self::FailedTransaction | Self::BadConfig => Code::FailedPrecondition,
+            Self::FailedTransaction | Self::NoTransaction | Self::ActiveTransaction | Self::BadConfig => {
+                Code::FailedPrecondition
+            }
             Self::Bug => Code::Internal,
             Self::Syntax
             | Self::UndefinedColumn
@@ -111,6 +145,7 @@ impl Kind {
             | Self::InvalidStatement
             | Self::InvalidSetting
             | Self::InvalidParameter
+            | Self::Protocol
             | Self::InvalidValue
             | Self::DivisionByZero => Code::InvalidArgument,
         }

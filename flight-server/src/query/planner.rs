@@ -7,6 +7,8 @@ use datafusion::common::ScalarValue;
 use datafusion::execution::{SendableRecordBatchStream, SessionState};
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::execute_stream;
+use datafusion::sql::parser::Statement;
+use datafusion::sql::sqlparser::ast::Statement as Ast;
 use tokio_util::sync::CancellationToken;
 
 use super::running::Outcome;
@@ -14,6 +16,7 @@ use super::stream::{Deadline, ResultStream, cancelled_error};
 use super::schemas::{CATALOG, search_schema};
 use super::{
     Connection, Prepared, Settings, Snapshot, allow, check_length, functions, normalise_schema, parameters, rewrite,
+    schemas,
 };
 use crate::error::Result;
 
@@ -39,6 +42,13 @@ pub(super) async fn prepare(
     let mut statement = allow::parse(sql)?;
     rewrite::rewrite(&mut statement)?;
     let (session, settings) = connection.session(&snapshot)?;
+    let (snapshot, session) = if reads_heads(&session, &statement)? {
+        let snapshot = connection.engine.shared.snapshots.with_heads(&snapshot).await?;
+        let session = Arc::new(self::session(&snapshot, &settings)?);
+        (snapshot, session)
+    } else {
+        (snapshot, session)
+    };
     let plan = session.statement_to_plan(statement).await?;
     allow::check_plan(&plan)?;
     let parameters = parameters::find(&plan, declared)?;
@@ -57,6 +67,19 @@ pub(super) async fn prepare(
         schema,
         parameters: parameters.into(),
     })
+}
+
+/// Whether a statement reads anything but what the publication names.
+fn reads_heads(session: &SessionState, statement: &Statement) -> Result<bool> {
+    let options = session.config_options();
+    let Some(catalog) = session.catalog_list().catalog(CATALOG) else {
+        return Ok(true);
+    };
+    let references = session.resolve_table_references(statement)?;
+    Ok(references.into_iter().any(|reference| {
+        let resolved = reference.resolve(&options.catalog.default_catalog, &options.catalog.default_schema);
+        !schemas::is_pinned(catalog.as_ref(), &resolved.schema, &resolved.table)
+    }) || !matches!(statement, Statement::Statement(ast) if matches!(**ast, Ast::Query(_))))
 }
 
 /// The schema of the rows as they will be: after the analyser has settled the types.

@@ -3,6 +3,7 @@
 //! A search path is a schema of its own, with a name that no client can write and that says what is in it. So a
 //! connection with another path needs no other catalog, only another default schema.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -36,6 +37,27 @@ pub(crate) fn shown_name(name: &str) -> &str {
         },
         None => name.strip_prefix("lake.").unwrap_or(name),
     }
+}
+
+/// Whether a table's name stands for what the publication names, and for nothing that moves on its own.
+pub(super) fn is_pinned(catalog: &dyn CatalogProvider, schema: &str, table: &str) -> bool {
+    let has = |name: &str| catalog.schema(name).is_some_and(|schema| own_names(schema.as_ref()).contains(table));
+    match schema.strip_prefix(SEARCH_PREFIX) {
+        None => is_pinned_schema(schema) && has(schema),
+        // The first schema of the path that has it decides; one that moves may have it by now.
+        Some(path) => {
+            path.split(',').take_while(|name| is_pinned_schema(name)).any(has) && !table.starts_with("pg_")
+        }
+    }
+}
+
+/// A schema's own tables: the lake's default schema also resolves names of others.
+fn own_names(schema: &dyn SchemaProvider) -> BTreeSet<String> {
+    schema.table_names().into_iter().collect()
+}
+
+fn is_pinned_schema(name: &str) -> bool {
+    !matches!(name, "bronze" | "system" | "information_schema" | PG_CATALOG)
 }
 
 /// Puts the clients' view of the catalog into a session, and takes out what statements may not use.

@@ -59,6 +59,12 @@ impl Snapshots {
         Ok(snapshot)
     }
 
+    /// The same publication with everything else as it is at this moment: bronze and the system tables at their heads,
+    /// tables that have appeared. A session resolves each of those once, so a statement that reads them gets its own.
+    pub(super) async fn with_heads(&self, snapshot: &Snapshot) -> Result<Arc<Snapshot>> {
+        Ok(Arc::new(self.make(snapshot.publication.clone()).await?))
+    }
+
     /// The snapshot of one publication by its number.
     pub(super) async fn at(&self, id: u64) -> Result<Arc<Snapshot>> {
         if let Some(cached) = self.cached(id) {

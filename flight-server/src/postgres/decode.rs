@@ -1,0 +1,174 @@
+//! From the parameters of a bind message to values.
+
+use bytes::Buf;
+use datafusion::common::ScalarValue;
+use pgwire::api::Type;
+
+use super::encode::{EPOCH_DAYS, EPOCH_MICROSECONDS};
+use super::numeric;
+use crate::error::{Error, Kind, Result};
+
+/// Reads one value. The query path casts it to the type of its parameter, so text stays text here but where PostgreSQL's
+/// text form is its own.
+///
+/// # Errors
+/// `InvalidValue` for bytes that are none of that type, `Unsupported` for types that are not read.
+pub(super) fn value(bytes: Option<&[u8]>, data_type: &Type, is_binary: bool) -> Result<ScalarValue> {
+    let Some(bytes) = bytes else {
+        return Ok(ScalarValue::Null);
+    };
+    if is_binary {
+        binary(bytes, data_type)
+    } else {
+        text(bytes, data_type)
+    }
+}
+
+fn text(bytes: &[u8], data_type: &Type) -> Result<ScalarValue> {
+    let text = utf8(bytes)?;
+    match *data_type {
+        Type::BYTEA => Ok(ScalarValue::Binary(Some(bytea(text)?))),
+        Type::BOOL => match text.trim().to_ascii_lowercase().as_str() {
+            "t" | "true" | "y" | "yes" | "on" | "1" => Ok(ScalarValue::Boolean(Some(true))),
+            "f" | "false" | "n" | "no" | "off" | "0" => Ok(ScalarValue::Boolean(Some(false))),
+            _ => Err(invalid(text, data_type)),
+        },
+        _ => Ok(ScalarValue::Utf8(Some(text.to_owned()))),
+    }
+}
+
+fn binary(mut bytes: &[u8], data_type: &Type) -> Result<ScalarValue> {
+    let width = |expected: usize| {
+        if bytes.len() == expected {
+            Ok(())
+        } else {
+            Err(Error::new(
+                Kind::InvalidValue,
+                format!("a binary {} has {expected} bytes, and {} were sent", data_type.name(), bytes.len()),
+            ))
+        }
+    };
+    Ok(match *data_type {
+        Type::BOOL => {
+            width(1)?;
+            ScalarValue::Boolean(Some(bytes[0] != 0))
+        }
+        Type::INT2 => {
+            width(2)?;
+            ScalarValue::Int16(Some(bytes.get_i16()))
+        }
+        Type::INT4 => {
+            width(4)?;
+            ScalarValue::Int32(Some(bytes.get_i32()))
+        }
+        Type::OID => {
+            width(4)?;
+            ScalarValue::Int64(Some(i64::from(bytes.get_u32())))
+        }
+        Type::INT8 => {
+            width(8)?;
+            ScalarValue::Int64(Some(bytes.get_i64()))
+        }
+        Type::FLOAT4 => {
+            width(4)?;
+            ScalarValue::Float32(Some(bytes.get_f32()))
+        }
+        Type::FLOAT8 => {
+            width(8)?;
+            ScalarValue::Float64(Some(bytes.get_f64()))
+        }
+        Type::DATE => {
+            width(4)?;
+            ScalarValue::Date32(Some(bytes.get_i32().saturating_add(EPOCH_DAYS)))
+        }
+        Type::TIME => {
+            width(8)?;
+            ScalarValue::Time64Microsecond(Some(bytes.get_i64()))
+        }
+        Type::TIMESTAMP | Type::TIMESTAMPTZ => {
+            width(8)?;
+            let zone = (*data_type == Type::TIMESTAMPTZ).then(|| "UTC".into());
+            ScalarValue::TimestampMicrosecond(Some(bytes.get_i64().saturating_add(EPOCH_MICROSECONDS)), zone)
+        }
+        Type::NUMERIC => ScalarValue::Utf8(Some(numeric::read_binary(bytes)?)),
+        Type::BYTEA => ScalarValue::Binary(Some(bytes.to_vec())),
+        Type::UUID => {
+            width(16)?;
+            let id = uuid::Uuid::from_slice(bytes).map_err(|error| {
+                Error::with_source(Kind::InvalidValue, "a uuid parameter is malformed", error)
+            })?;
+            ScalarValue::Utf8(Some(id.to_string()))
+        }
+        Type::TEXT | Type::VARCHAR | Type::BPCHAR | Type::NAME | Type::UNKNOWN | Type::JSON => {
+            ScalarValue::Utf8(Some(utf8(bytes)?.to_owned()))
+        }
+        _ => {
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!("parameters of type {} are not supported in binary; cast to text or a number", data_type.name()),
+            ));
+        }
+    })
+}
+
+fn utf8(bytes: &[u8]) -> Result<&str> {
+    std::str::from_utf8(bytes)
+        .map_err(|error| Error::with_source(Kind::InvalidValue, "a text parameter is not UTF-8", error))
+}
+
+/// `\x01ff`
+fn bytea(text: &str) -> Result<Vec<u8>> {
+    let Some(digits) = text.strip_prefix("\\x") else {
+        return Ok(text.as_bytes().to_vec());
+    };
+    let pairs = digits.as_bytes().chunks(2);
+    pairs
+        .map(|pair| {
+            std::str::from_utf8(pair)
+                .ok()
+                .filter(|pair| pair.len() == 2)
+                .and_then(|pair| u8::from_str_radix(pair, 16).ok())
+                .ok_or_else(|| invalid(text, &Type::BYTEA))
+        })
+        .collect()
+}
+
+fn invalid(text: &str, data_type: &Type) -> Error {
+    Error::new(Kind::InvalidValue, format!("invalid input syntax for type {}: \"{text}\"", data_type.name()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_in_both_formats() {
+        assert_eq!(value(None, &Type::INT4, true).expect("null"), ScalarValue::Null);
+        assert_eq!(
+            value(Some(&[0, 0, 0, 7]), &Type::INT4, true).expect("four bytes"),
+            ScalarValue::Int32(Some(7))
+        );
+        assert_eq!(
+            value(Some(b"\\x01ff"), &Type::BYTEA, false).expect("hex"),
+            ScalarValue::Binary(Some(vec![1, 255]))
+        );
+        assert_eq!(
+            value(Some(&[0, 0, 0, 1]), &Type::DATE, true).expect("four bytes"),
+            ScalarValue::Date32(Some(10_958))
+        );
+    }
+
+    #[test]
+    fn what_is_no_value_of_its_type_is_an_error() {
+        for (bytes, data_type, is_binary) in [
+            (&[1_u8, 2][..], Type::INT4, true),
+            (b"maybe", Type::BOOL, false),
+            (&[0xff, 0xfe], Type::TEXT, false),
+            (b"\\xzz", Type::BYTEA, false),
+            (b"\\x0", Type::BYTEA, false),
+        ] {
+            let error = value(Some(bytes), &data_type, is_binary).expect_err("not a value");
+            assert_eq!(error.kind(), Kind::InvalidValue);
+        }
+    }
+}
