@@ -1,0 +1,363 @@
+//! Stands between the clients and the storage engine: one request at a time, none of which may do harm to the others.
+//!
+//! The engine has holes (`todo!()`) and traps (a panic on what it does not find) that any client can step into. The
+//! guard answers those requests by itself, with the error code that a broker would give or with what the client must
+//! have meant; all others go to the [`Engine`], which is built anew if one of them breaks it. It also owns the retention,
+//! because that writes to the same file and so has to wait for its turn.
+
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use lakehouse::Clock;
+use tansu_sans_io::ErrorCode;
+use tansu_sans_io::create_topics_request::CreatableTopic;
+use tansu_sans_io::delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic};
+use tansu_sans_io::delete_records_response::{DeleteRecordsPartitionResult, DeleteRecordsTopicResult};
+use tansu_sans_io::incremental_alter_configs_request::AlterConfigsResource;
+use tansu_sans_io::incremental_alter_configs_response::AlterConfigsResourceResponse;
+use tansu_sans_io::record::deflated::Batch;
+use tansu_storage::{
+    Error as StorageError, NamedGroupDetail, ProducerIdResponse, Request, RequestReceiver, Response, Topition,
+    TxnAddPartitionsRequest, TxnAddPartitionsResponse,
+};
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{debug, info, warn};
+use uuid::Uuid;
+
+use super::Retention;
+use super::batch::checksum;
+use super::compression::{CODEC, inflate};
+use super::engine::{Engine, Failure};
+use super::records::Records;
+use crate::Result;
+
+/// How often old records are looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+
+/// The most partitions that one topic can have: each is a row that every metadata request reads.
+const PARTITIONS_MAX: i32 = 1_000;
+
+/// The longest name of a topic, as Kafka has it.
+const TOPIC_NAME_MAX: usize = 249;
+
+/// The fewest bytes that a record takes: its length, attributes, two distances, key, value and headers, all empty.
+const RECORD_BYTES_MIN: usize = 7;
+
+/// Share of a partition's records that goes when the file is too big: one in so many.
+const TRIM_SHARE: i64 = 20;
+
+/// Operations on a setting beside set (0) and delete (1): append to and subtract from a list.
+const LIST_OPERATIONS: [i8; 2] = [2, 3];
+
+/// The one task that touches the engine.
+#[derive(Debug)]
+pub(super) struct Guard {
+    pub(super) requests: RequestReceiver,
+    pub(super) engine: Engine,
+    pub(super) records: Arc<Records>,
+    pub(super) retention: Retention,
+    pub(super) clock: Arc<dyn Clock>,
+}
+
+impl Guard {
+    /// Answers requests until nobody can send one any more.
+    pub(super) async fn run(mut self) -> Result<()> {
+        let mut sweep = interval(SWEEP_EVERY);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                request = self.requests.recv() => {
+                    let Some((request, reply)) = request else { break };
+                    if let Some(response) = self.answer(request).await? {
+                        // The client may have gone; that is no reason to stop.
+                        drop(reply.send(response));
+                    }
+                }
+                _ = sweep.tick() => self.sweep().await,
+            }
+        }
+        if let Err(error) = self.records.checkpoint().await {
+            debug!(%error, "the write-ahead log stays until the next start");
+        }
+        Ok(())
+    }
+
+    /// The response, or nothing: then the client's connection is closed.
+    async fn answer(&mut self, request: Request) -> Result<Option<Response>> {
+        let response = match request {
+            Request::Produce { transaction_id, topition, batch } => {
+                self.produce(transaction_id.as_deref(), topition, batch).await?
+            }
+            Request::InitProducer { transaction_id, producer_epoch, producer_id, transaction_timeout_ms } => {
+                debug!(?producer_id, ?producer_epoch, "a producer asks for an id");
+                match transaction_id {
+                    Some(_) => Response::InitProducer(Ok(no_transactions())),
+                    // Whoever comes with an id, or in an early version without the field, gets a new one.
+                    None => self.init_producer(transaction_timeout_ms).await?,
+                }
+            }
+            Request::CreateTopic { topic, validate_only } => match checked(topic) {
+                Err(code) => Response::CreateTopic(Err(StorageError::Api(code))),
+                Ok(topic) if validate_only => Response::CreateTopic(self.would_create(&topic).await),
+                Ok(topic) => {
+                    self.records.forget_partitions();
+                    let request = Request::CreateTopic { topic, validate_only: false };
+                    return self.forward(request).await;
+                }
+            },
+            request @ Request::DeleteTopic(_) => {
+                let response = self.forward(request).await;
+                self.records.forget_partitions();
+                return response;
+            }
+            Request::DeleteRecords(topics) => Response::DeleteRecords(Ok(self.delete_records(topics).await)),
+            Request::IncrementalAlterResource(resource) => match list_operation(&resource) {
+                Some(setting) => Response::IncrementalAlterResponse(Ok(refuse_list_operation(&resource, &setting))),
+                None => return self.forward(Request::IncrementalAlterResource(resource)).await,
+            },
+            Request::OffsetFetch { group_id, topics, require_stable } => {
+                // The engine asserts that no partition is asked for twice.
+                let topics = topics.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+                return self.forward(Request::OffsetFetch { group_id, topics, require_stable }).await;
+            }
+            Request::DescribeGroups { group_ids, .. } => {
+                Response::DescribeGroups(Ok(self.describe_groups(group_ids.unwrap_or_default()).await))
+            }
+            // Clients are not told of transactions; these are for those that try all the same.
+            Request::TxnAddPartitions(request) => {
+                Response::TxnAddPartitions(Ok(refuse_partitions(&request)))
+            }
+            Request::TxnAddOffsets { .. } => Response::TxnAddOffsets(Ok(ErrorCode::InvalidRequest)),
+            Request::TxnEnd { .. } => Response::TxnEnd(Ok(ErrorCode::InvalidRequest)),
+            Request::TxnOffsetCommit(_) => Response::TxnOffsetCommit(Err(StorageError::Api(ErrorCode::InvalidRequest))),
+            // Read elsewhere, from the file itself; the engine panics over a partition that it does not know.
+            Request::Fetch { .. } | Request::OffsetStage(_) | Request::ListOffsets { .. } => return Ok(None),
+            request => return self.forward(request).await,
+        };
+        Ok(Some(response))
+    }
+
+    async fn forward(&mut self, request: Request) -> Result<Option<Response>> {
+        Ok(self.engine.call(request).await?.ok())
+    }
+
+    async fn init_producer(&mut self, transaction_timeout_ms: i32) -> Result<Response> {
+        let request = Request::InitProducer {
+            transaction_id: None,
+            transaction_timeout_ms,
+            producer_id: Some(-1),
+            producer_epoch: Some(-1),
+        };
+        Ok(self.engine.call(request).await?.unwrap_or_else(|failure| {
+            Response::InitProducer(Ok(ProducerIdResponse { error: code_of(failure), id: -1, epoch: -1 }))
+        }))
+    }
+
+    async fn produce(&mut self, transaction: Option<&str>, topition: Topition, batch: Batch) -> Result<Response> {
+        let refused = |code: ErrorCode| {
+            warn!(topic = topition.topic(), partition = topition.partition(), %code, "a batch is refused");
+            Ok(Response::Produce(Err(StorageError::Api(code))))
+        };
+        let batch = match plain(transaction, batch) {
+            Ok(batch) => batch,
+            Err(code) => return refused(code),
+        };
+        if let Err(code) = self.prepare(&topition, &batch).await {
+            return refused(code);
+        }
+        let request = Request::Produce { transaction_id: None, topition, batch };
+        let response = self.engine.call(request).await?;
+        if let Ok(Response::Produce(Ok(_))) = response {
+            self.records.announce_append();
+        }
+        Ok(response.unwrap_or_else(|failure| Response::Produce(Err(StorageError::Api(code_of(failure))))))
+    }
+
+    /// Makes sure of what the engine takes for granted: that the partition is there, and the producer's epoch.
+    async fn prepare(&self, topition: &Topition, batch: &Batch) -> Result<(), ErrorCode> {
+        let unreadable = |error: libsql::Error| {
+            warn!(%error, "the broker's file cannot be read");
+            ErrorCode::KafkaStorageError
+        };
+        let partition = self.records.partition(topition.topic(), topition.partition()).await.map_err(unreadable)?;
+        partition.ok_or(ErrorCode::UnknownTopicOrPartition)?;
+        if !batch.is_idempotent() {
+            return Ok(());
+        }
+        let epoch = self.records.producer_epoch(batch.producer_id).await.map_err(unreadable)?;
+        match batch.producer_epoch.cmp(&epoch.ok_or(ErrorCode::UnknownProducerId)?) {
+            Ordering::Less => Err(ErrorCode::InvalidProducerEpoch),
+            Ordering::Equal => Ok(()),
+            Ordering::Greater if batch.base_sequence != 0 => Err(ErrorCode::OutOfOrderSequenceNumber),
+            Ordering::Greater => {
+                self.records.raise_producer_epoch(batch.producer_id, batch.producer_epoch).await.map_err(unreadable)
+            }
+        }
+    }
+
+    /// Whether the topic could be created, without creating it.
+    async fn would_create(&self, topic: &CreatableTopic) -> Result<Uuid, StorageError> {
+        match self.records.partition(&topic.name, 0).await? {
+            Some(_) => Err(StorageError::Api(ErrorCode::TopicAlreadyExists)),
+            None => Ok(Uuid::nil()),
+        }
+    }
+
+    async fn describe_groups(&self, names: Vec<String>) -> Vec<NamedGroupDetail> {
+        let mut groups = Vec::with_capacity(names.len());
+        for name in names {
+            let detail = self.records.group_detail(&name).await;
+            groups.push(match detail.map(|detail| detail.map(|json| serde_json::from_str(&json))) {
+                Ok(Some(Ok(detail))) => NamedGroupDetail::found(name, detail),
+                Ok(None) => NamedGroupDetail::error_code(name, ErrorCode::GroupIdNotFound),
+                Ok(Some(Err(_))) | Err(_) => NamedGroupDetail::error_code(name, ErrorCode::UnknownServerError),
+            });
+        }
+        groups
+    }
+
+    async fn delete_records(&self, topics: Vec<DeleteRecordsTopic>) -> Vec<DeleteRecordsTopicResult> {
+        let mut results = Vec::with_capacity(topics.len());
+        for topic in topics {
+            let mut partitions = Vec::new();
+            for partition in topic.partitions.unwrap_or_default() {
+                let outcome = self.delete_before(&topic.name, &partition).await;
+                let (low, code) = match outcome {
+                    Ok(low) => (low, ErrorCode::None),
+                    Err(code) => (-1, code),
+                };
+                partitions.push(
+                    DeleteRecordsPartitionResult::default()
+                        .partition_index(partition.partition_index)
+                        .low_watermark(low)
+                        .error_code(code.into()),
+                );
+            }
+            results.push(DeleteRecordsTopicResult::default().name(topic.name).partitions(Some(partitions)));
+        }
+        results
+    }
+
+    /// Drops the records before an offset (-1: all) and returns the new start of the log.
+    async fn delete_before(&self, topic: &str, partition: &DeleteRecordsPartition) -> Result<i64, ErrorCode> {
+        let storage = |error: libsql::Error| {
+            warn!(%error, topic, "records cannot be deleted");
+            ErrorCode::KafkaStorageError
+        };
+        let found = self.records.partition(topic, partition.partition_index).await.map_err(storage)?;
+        let id = found.ok_or(ErrorCode::UnknownTopicOrPartition)?;
+        let bounds = self.records.bounds(id).await.map_err(storage)?;
+        let upto = if partition.offset == -1 { bounds.high } else { partition.offset };
+        if !(0..=bounds.high).contains(&upto) {
+            return Err(ErrorCode::OffsetOutOfRange);
+        }
+        self.records.trim(id, upto).await.map(|bounds| bounds.low).map_err(storage)
+    }
+
+    /// Drops records that are too old, and the oldest if there are too many.
+    async fn sweep(&self) {
+        if let Err(error) = self.try_sweep().await {
+            warn!(%error, "old records cannot be dropped now");
+        }
+    }
+
+    async fn try_sweep(&self) -> libsql::Result<()> {
+        let age = TimeDelta::from_std(self.retention.age).unwrap_or(TimeDelta::MAX);
+        let oldest = self.clock.now().checked_sub_signed(age).map(|time| time.format("%Y-%m-%d %H:%M:%S").to_string());
+        let used = self.records.used_bytes().await?;
+        for partition in self.records.all_partitions().await? {
+            let bounds = self.records.bounds(partition).await?;
+            let mut upto = match &oldest {
+                Some(arrived) => self.records.first_arrived_since(partition, bounds.low, arrived).await?,
+                None => bounds.low,
+            };
+            if used > self.retention.bytes {
+                upto = upto.max(bounds.low + (bounds.high - bounds.low) / TRIM_SHARE);
+            }
+            if upto > bounds.low {
+                self.records.trim(partition, upto).await?;
+                info!(?partition, from = bounds.low, upto, "dropped old records");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The code that tells a producer whether to try again.
+fn code_of(failure: Failure) -> ErrorCode {
+    match failure {
+        Failure::Panic => ErrorCode::UnknownServerError,
+        Failure::Storage => ErrorCode::KafkaStorageError,
+    }
+}
+
+/// The batch without compression, or why it cannot be kept, whatever is stored already.
+fn plain(transaction: Option<&str>, mut batch: Batch) -> Result<Batch, ErrorCode> {
+    if batch.magic != 2 {
+        return Err(ErrorCode::UnsupportedForMessageFormat);
+    }
+    if transaction.is_some() || batch.is_transactional() || batch.is_control() {
+        return Err(ErrorCode::InvalidTxnState);
+    }
+    if batch.crc != checksum(&batch) {
+        return Err(ErrorCode::CorruptMessage);
+    }
+    batch.record_data = inflate(batch.attributes, batch.record_data)?;
+    batch.attributes &= !CODEC;
+    // Before it reads the records, the engine makes room for as many as the batch claims to have.
+    let records = batch.record_count as usize;
+    let claimed = i64::from(batch.last_offset_delta) + 1;
+    if records == 0 || i64::from(batch.record_count) != claimed || records > batch.record_data.len() / RECORD_BYTES_MIN {
+        return Err(ErrorCode::InvalidRecord);
+    }
+    Ok(batch)
+}
+
+/// Refuses what the engine would create in a broken form, and fills in what the client leaves to the broker.
+fn checked(topic: CreatableTopic) -> Result<CreatableTopic, ErrorCode> {
+    let partitions = match topic.num_partitions {
+        -1 => 1,
+        partitions => partitions,
+    };
+    let allowed = |character: char| character.is_ascii_alphanumeric() || matches!(character, '.' | '_' | '-');
+    let dots = topic.name == "." || topic.name == "..";
+    if topic.name.is_empty() || topic.name.len() > TOPIC_NAME_MAX || dots || !topic.name.chars().all(allowed) {
+        return Err(ErrorCode::InvalidTopicException);
+    }
+    if !(1..=PARTITIONS_MAX).contains(&partitions) {
+        return Err(ErrorCode::InvalidPartitions);
+    }
+    if topic.replication_factor < -1 || topic.replication_factor == 0 {
+        return Err(ErrorCode::InvalidReplicationFactor);
+    }
+    // There is one broker, so there is one copy, whatever a script for a real cluster asks for.
+    Ok(topic.num_partitions(partitions).replication_factor(1))
+}
+
+fn no_transactions() -> ProducerIdResponse {
+    ProducerIdResponse { error: ErrorCode::InvalidRequest, id: -1, epoch: -1 }
+}
+
+fn refuse_partitions(request: &TxnAddPartitionsRequest) -> TxnAddPartitionsResponse {
+    match request {
+        TxnAddPartitionsRequest::VersionZeroToThree { .. } => TxnAddPartitionsResponse::VersionZeroToThree(Vec::new()),
+        TxnAddPartitionsRequest::VersionFourPlus { .. } => TxnAddPartitionsResponse::VersionFourPlus(Vec::new()),
+    }
+}
+
+/// The setting on which the request wants an operation that the engine has not.
+fn list_operation(resource: &AlterConfigsResource) -> Option<String> {
+    let configs = resource.configs.as_deref().unwrap_or_default();
+    configs.iter().find(|config| LIST_OPERATIONS.contains(&config.config_operation)).map(|config| config.name.clone())
+}
+
+fn refuse_list_operation(resource: &AlterConfigsResource, setting: &str) -> AlterConfigsResourceResponse {
+    AlterConfigsResourceResponse::default()
+        .error_code(ErrorCode::InvalidRequest.into())
+        .error_message(Some(format!("{setting}: the embedded broker can set and delete settings, not append or subtract")))
+        .resource_type(resource.resource_type)
+        .resource_name(resource.resource_name.clone())
+}

@@ -1,0 +1,364 @@
+//! Reads and trims the stored records, straight from the SQLite file.
+//!
+//! The storage engine below can do the first, but each of its reads walks the whole log behind the asked offset, so that
+//! catching up costs the square of the backlog; a read of an unknown partition panics; and it cannot do the second.
+//! Here a read is one walk along the primary key that stops when the answer is full. Many readers work beside one
+//! writer (SQLite's WAL); the writes of this file happen only in the guard, which makes them take turns with the
+//! engine's.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use libsql::params::IntoParams;
+use libsql::{Connection, Database, Value};
+use tansu_sans_io::record::deflated::Batch;
+use tokio::sync::watch;
+
+use super::batch::{BatchBuilder, Header};
+
+/// How long a statement waits for another's lock.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Records that one delete statement takes away, so that producers never wait long for it.
+const TRIM_CHUNK: i64 = 10_000;
+
+/// What a record takes on the wire beside its key and its value, about.
+const RECORD_BYTES: usize = 12;
+
+/// Bit of the attributes that survives storing: whether the timestamp is the producer's or the broker's.
+const TIMESTAMP_TYPE: i16 = 0b1000;
+
+/// The row number of a partition in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PartitionId(i64);
+
+/// Where the log of a partition starts and where its next record goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Bounds {
+    pub(super) low: i64,
+    pub(super) high: i64,
+}
+
+/// What a read asks for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Range {
+    /// The first offset to return.
+    pub(super) from: i64,
+    /// The first offset not to return.
+    pub(super) upto: i64,
+    /// When to stop; one record is returned even if it is longer.
+    pub(super) bytes_max: usize,
+}
+
+/// The file, its readers, and a bell that rings when something was appended.
+#[derive(Debug)]
+pub(super) struct Records {
+    database: Database,
+    /// Name under which the engine keeps everything of this broker.
+    cluster: String,
+    /// Connections that nobody uses now.
+    idle: Mutex<Vec<Connection>>,
+    /// Partitions that were looked up; emptied whenever a topic comes or goes.
+    partitions: Mutex<HashMap<(String, i32), PartitionId>>,
+    /// Counts appends; waiting fetches watch it.
+    appends: watch::Sender<u64>,
+}
+
+impl Records {
+    /// Opens the file, which the engine has made and filled with its tables.
+    pub(super) async fn open(path: &Path, cluster: &str) -> libsql::Result<Self> {
+        let database = libsql::Builder::new_local(path).build().await?;
+        let records = Self {
+            database,
+            cluster: cluster.to_owned(),
+            idle: Mutex::new(Vec::new()),
+            partitions: Mutex::new(HashMap::new()),
+            appends: watch::Sender::new(0),
+        };
+        // Without it each delete of a record, and each read of one with headers, walks all headers.
+        let index = "create index if not exists lakebeat_header_offset on header (topition, offset_id)";
+        records.execute(index, ()).await?;
+        Ok(records)
+    }
+
+    /// The partition, if the topic has it.
+    pub(super) async fn partition(&self, topic: &str, index: i32) -> libsql::Result<Option<PartitionId>> {
+        let key = (topic.to_owned(), index);
+        if let Some(id) = self.cached(&key) {
+            return Ok(Some(id));
+        }
+        let sql = "select tp.id from cluster c join topic t on t.cluster = c.id join topition tp on tp.topic = t.id \
+                   where c.name = ?1 and t.name = ?2 and tp.partition = ?3";
+        let row = self.first(sql, (self.cluster.as_str(), topic, index)).await?;
+        let found = row.and_then(|row| row.integer(0)).map(PartitionId);
+        if let Some(id) = found {
+            self.partitions.lock().unwrap_or_else(PoisonError::into_inner).insert(key, id);
+        }
+        Ok(found)
+    }
+
+    /// Forgets the looked-up partitions: a topic came or went.
+    pub(super) fn forget_partitions(&self) {
+        self.partitions.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Where the log starts and ends.
+    pub(super) async fn bounds(&self, partition: PartitionId) -> libsql::Result<Bounds> {
+        let sql = "select low, high from watermark where topition = ?1";
+        let row = self.first(sql, [partition.0]).await?.unwrap_or_default();
+        Ok(Bounds { low: row.integer(0).unwrap_or(0), high: row.integer(1).unwrap_or(0) })
+    }
+
+    /// The first record that is not older than `timestamp` (milliseconds): its offset and its time.
+    pub(super) async fn first_since(
+        &self,
+        partition: PartitionId,
+        timestamp: i64,
+    ) -> libsql::Result<Option<(i64, i64)>> {
+        let sql = "select offset_id, timestamp from record where topition = ?1 and timestamp >= ?2 \
+                   order by offset_id limit 1";
+        let row = self.first(sql, (partition.0, timestamp)).await?;
+        Ok(row.and_then(|row| row.integer(0).zip(row.integer(1))))
+    }
+
+    /// Packs stored records into batches.
+    pub(super) async fn read(&self, partition: PartitionId, range: Range) -> libsql::Result<Vec<Batch>> {
+        let connection = self.connection()?;
+        let rows = stored(&connection, partition, range).await?;
+        let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Ok(Vec::new()) };
+        let mut headers = headers(&connection, partition, first.offset, last.offset).await?;
+        self.keep(connection);
+        let mut batches = Vec::new();
+        let mut open: Option<BatchBuilder> = None;
+        for row in &rows {
+            let full = open.take_if(|builder| builder.attributes() != row.attributes);
+            batches.extend(full.map(BatchBuilder::finish));
+            let builder = open.get_or_insert_with(|| BatchBuilder::new(row.offset, row.timestamp, row.attributes));
+            let own = headers.remove(&row.offset).unwrap_or_default();
+            builder.push(row.offset, row.timestamp, blob(&row.key), blob(&row.value), &own);
+        }
+        batches.extend(open.map(BatchBuilder::finish));
+        Ok(batches)
+    }
+
+    /// Tells waiting fetches that there is more to read.
+    pub(super) fn announce_append(&self) {
+        self.appends.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// A watch on appends: subscribe first, then read, then wait.
+    pub(super) fn appends(&self) -> watch::Receiver<u64> {
+        self.appends.subscribe()
+    }
+
+    /// All partitions of this broker.
+    pub(super) async fn all_partitions(&self) -> libsql::Result<Vec<PartitionId>> {
+        let sql = "select tp.id from cluster c join topic t on t.cluster = c.id \
+                   join topition tp on tp.topic = t.id where c.name = ?1";
+        let connection = self.connection()?;
+        let mut rows = connection.query(sql, [self.cluster.as_str()]).await?;
+        let mut partitions = Vec::new();
+        while let Some(row) = rows.next().await? {
+            partitions.push(PartitionId(row.get(0)?));
+        }
+        drop(rows);
+        self.keep(connection);
+        Ok(partitions)
+    }
+
+    /// Bytes of the file that hold something.
+    pub(super) async fn used_bytes(&self) -> libsql::Result<u64> {
+        let sql = "select (page_count - freelist_count) * page_size \
+                   from pragma_page_count(), pragma_freelist_count(), pragma_page_size()";
+        let row = self.first(sql, ()).await?;
+        Ok(row.and_then(|row| row.integer(0)).and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0))
+    }
+
+    /// The first offset at or behind `low` that arrived at `arrived` (UTC, `YYYY-MM-DD HH:MM:SS`) or later, looking at
+    /// no more than a chunk of records.
+    pub(super) async fn first_arrived_since(
+        &self,
+        partition: PartitionId,
+        low: i64,
+        arrived: &str,
+    ) -> libsql::Result<i64> {
+        let sql = "select coalesce(min(offset_id) filter (where created_at >= ?3), max(offset_id) + 1, ?2) from \
+                   (select offset_id, created_at from record where topition = ?1 and offset_id >= ?2 \
+                    order by offset_id limit ?4)";
+        let row = self.first(sql, (partition.0, low, arrived, TRIM_CHUNK)).await?;
+        Ok(row.and_then(|row| row.integer(0)).unwrap_or(low))
+    }
+
+    /// Drops the records before `upto` and raises the start of the log to it. Only the guard may call it.
+    pub(super) async fn trim(&self, partition: PartitionId, upto: i64) -> libsql::Result<Bounds> {
+        let bounds = self.bounds(partition).await?;
+        let upto = upto.min(bounds.high);
+        let mut low = bounds.low;
+        while low < upto {
+            low = low.saturating_add(TRIM_CHUNK).min(upto);
+            let connection = self.connection()?;
+            let transaction = connection.transaction().await?;
+            for sql in [
+                "delete from header where topition = ?1 and offset_id < ?2",
+                "delete from record where topition = ?1 and offset_id < ?2",
+                "update watermark set low = ?2 where topition = ?1",
+            ] {
+                transaction.execute(sql, (partition.0, low)).await?;
+            }
+            transaction.commit().await?;
+            self.keep(connection);
+        }
+        Ok(Bounds { low, high: bounds.high })
+    }
+
+    /// Lets a producer go on under a newer epoch than the file knows. Clients raise it by themselves after an error, and
+    /// a broker takes that as the start of a new sequence. Only the guard may call it.
+    pub(super) async fn raise_producer_epoch(&self, producer_id: i64, epoch: i16) -> libsql::Result<()> {
+        let sql = "insert into producer_epoch (producer, epoch) values (?1, ?2)";
+        self.execute(sql, (producer_id, i32::from(epoch))).await
+    }
+
+    /// The newest epoch of a producer, if the broker gave out its id.
+    pub(super) async fn producer_epoch(&self, producer_id: i64) -> libsql::Result<Option<i16>> {
+        let sql = "select max(pe.epoch) from cluster c join producer p on p.cluster = c.id \
+                   join producer_epoch pe on pe.producer = p.id where c.name = ?1 and p.id = ?2";
+        let row = self.first(sql, (self.cluster.as_str(), producer_id)).await?;
+        Ok(row.and_then(|row| row.integer(0)).and_then(|epoch| i16::try_from(epoch).ok()))
+    }
+
+    /// What the engine stored of a consumer group, as JSON.
+    pub(super) async fn group_detail(&self, group: &str) -> libsql::Result<Option<String>> {
+        let sql = "select d.detail from cluster c join consumer_group g on g.cluster = c.id \
+                   join consumer_group_detail d on d.consumer_group = g.id where c.name = ?1 and g.name = ?2";
+        Ok(self.first(sql, (self.cluster.as_str(), group)).await?.and_then(|row| row.text(0)))
+    }
+
+    /// Moves what is in the write-ahead log into the file.
+    pub(super) async fn checkpoint(&self) -> libsql::Result<()> {
+        self.first("pragma wal_checkpoint(truncate)", ()).await.map(|_| ())
+    }
+
+    /// The first row of a query.
+    async fn first(&self, sql: &str, parameters: impl IntoParams) -> libsql::Result<Option<Values>> {
+        let connection = self.connection()?;
+        let mut rows = connection.query(sql, parameters).await?;
+        let row = rows.next().await?;
+        // A row reads from its statement, which must be done before somebody else gets the connection.
+        let values = row.map(|row| (0..row.column_count()).map(|column| row.get_value(column)).collect()).transpose()?;
+        drop(rows);
+        self.keep(connection);
+        Ok(values.map(Values))
+    }
+
+    async fn execute(&self, sql: &str, parameters: impl IntoParams) -> libsql::Result<()> {
+        let connection = self.connection()?;
+        connection.execute(sql, parameters).await?;
+        self.keep(connection);
+        Ok(())
+    }
+
+    /// A connection that nobody else uses. After an error it is dropped instead of kept.
+    fn connection(&self) -> libsql::Result<Connection> {
+        if let Some(connection) = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop() {
+            return Ok(connection);
+        }
+        let connection = self.database.connect()?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        Ok(connection)
+    }
+
+    fn keep(&self, connection: Connection) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+    }
+
+    fn cached(&self, key: &(String, i32)) -> Option<PartitionId> {
+        self.partitions.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied()
+    }
+}
+
+/// A record as it is stored.
+struct Stored {
+    offset: i64,
+    attributes: i16,
+    timestamp: i64,
+    key: Value,
+    value: Value,
+}
+
+/// The records of a range, until the answer is full.
+async fn stored(connection: &Connection, partition: PartitionId, range: Range) -> libsql::Result<Vec<Stored>> {
+    let sql = "select offset_id, attributes, timestamp, k, v from record \
+               where topition = ?1 and offset_id >= ?2 and offset_id < ?3 order by offset_id";
+    let mut rows = connection.query(sql, (partition.0, range.from, range.upto)).await?;
+    let mut records = Vec::new();
+    let mut bytes = 0;
+    while let Some(row) = rows.next().await? {
+        let (key, value) = (row.get_value(3)?, row.get_value(4)?);
+        bytes += blob(&key).map_or(0, <[u8]>::len) + blob(&value).map_or(0, <[u8]>::len) + RECORD_BYTES;
+        if bytes > range.bytes_max && !records.is_empty() {
+            break;
+        }
+        let attributes = integer(&row.get_value(1)?).and_then(|attributes| i16::try_from(attributes).ok());
+        records.push(Stored {
+            offset: row.get(0)?,
+            attributes: attributes.unwrap_or(0) & TIMESTAMP_TYPE,
+            timestamp: integer(&row.get_value(2)?).unwrap_or(-1),
+            key,
+            value,
+        });
+    }
+    Ok(records)
+}
+
+/// The headers of the records of a range, in their order.
+async fn headers(
+    connection: &Connection,
+    partition: PartitionId,
+    first: i64,
+    last: i64,
+) -> libsql::Result<HashMap<i64, Vec<Header>>> {
+    let sql = "select offset_id, k, v from header where topition = ?1 and offset_id between ?2 and ?3 \
+               order by offset_id, rowid";
+    let mut rows = connection.query(sql, (partition.0, first, last)).await?;
+    let mut headers: HashMap<i64, Vec<Header>> = HashMap::new();
+    while let Some(row) = rows.next().await? {
+        let (key, value) = (row.get_value(1)?, row.get_value(2)?);
+        let own = headers.entry(row.get(0)?).or_default();
+        own.push((blob(&key).map(Vec::from), blob(&value).map(Vec::from)));
+    }
+    Ok(headers)
+}
+
+/// A row that was read to its end.
+#[derive(Debug, Default)]
+struct Values(Vec<Value>);
+
+impl Values {
+    fn integer(&self, column: usize) -> Option<i64> {
+        self.0.get(column).and_then(integer)
+    }
+
+    fn text(self, column: usize) -> Option<String> {
+        match self.0.into_iter().nth(column) {
+            Some(Value::Text(text)) => Some(text),
+            _ => None,
+        }
+    }
+}
+
+fn integer(value: &Value) -> Option<i64> {
+    match value {
+        Value::Integer(integer) => Some(*integer),
+        _ => None,
+    }
+}
+
+fn blob(value: &Value) -> Option<&[u8]> {
+    match value {
+        Value::Blob(bytes) => Some(bytes),
+        Value::Text(text) => Some(text.as_bytes()),
+        _ => None,
+    }
+}
