@@ -14,7 +14,7 @@ copy_jars() {
     say "jars: $folder"
     rm -rf "$folder"
     mkdir -p "$folder/libs"
-    mvn --batch-mode --quiet -Dstyle.color=never --file "$pom" -Dmaven.repo.local="$cache/m2" \
+    mvn --batch-mode --quiet --file "$pom" -Dmaven.repo.local="$cache/m2" \
         dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$folder/libs" >&2
     stamp "$folder" "$wanted"
 }

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Measures speed and freshness; writes bench/results.md. Called by `make bench` after the build. EVENTS may be named.
+source "$(dirname "$0")/lib.sh"
+cd "$root"
+
+cargo build --release --locked --example bare_drain
+exec "$cache/venv/bin/python" bench/bench.py \
+    --bare "$CARGO_TARGET_DIR/release/examples/bare_drain" --kafka "$cache/kafka" ${1:+--events "$1"}
