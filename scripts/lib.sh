@@ -40,7 +40,7 @@ need_packages() {
     say "installing Debian packages: $*"
     # An index fetched long ago names versions that the mirrors no longer hold.
     "${as_root[@]}" apt-get update -qq >&2
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2 \
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends "$@" >&2 \
         || fail "apt-get install $* failed"
 }
 
