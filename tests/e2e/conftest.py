@@ -5,8 +5,10 @@ import random
 
 import pytest
 
-import program
-from program import BINARY, Up
+pytest.register_assert_rewrite("lake", "messages", "program")
+
+import program  # noqa: E402
+from program import BINARY, Up  # noqa: E402
 
 
 def pytest_configure(config):

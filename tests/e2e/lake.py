@@ -76,7 +76,8 @@ def check_accounted(lake, messages):
     """Each message is one row or one dead letter: none is missing, none is there twice, none was made up."""
     bronze, letters = lake.places()
     places = Counter(bronze) + Counter(letters)
-    assert not difference("bronze and dead letters", Counter(message.place for message in messages), places)
+    wrong = difference("bronze and dead letters", Counter(message.place for message in messages), places)
+    assert not wrong, wrong
     offsets = {}
     for partition, offset in places:
         offsets.setdefault(partition, []).append(offset)
