@@ -68,16 +68,22 @@ pub struct Listeners {
 /// # Errors
 /// `BadConfig` for an address that others can reach, unless the options say so; `Unavailable` when a listener fails.
 pub async fn serve(lake: Lake, listeners: Listeners, options: Options, token: CancellationToken) -> Result<()> {
-    for listener in [&listeners.flight, &listeners.postgres, &listeners.console] {
-        check_exposure(local_address(listener)?, options.exposure)?;
+    let addresses = console::Addresses {
+        flight: local_address(&listeners.flight)?,
+        postgres: local_address(&listeners.postgres)?,
+        console: local_address(&listeners.console)?,
+    };
+    for address in [addresses.flight, addresses.postgres, addresses.console] {
+        check_exposure(address, options.exposure)?;
     }
     let engine = QueryEngine::new(lake, options.limits.clone());
     // A door that fails takes the others with it, but not the caller's token.
     let token = token.child_token();
     let mut doors = JoinSet::new();
-    doors.spawn(flight::serve(listeners.flight, engine.clone(), options.clone(), token.clone()));
+    let flight_options = flight::Options { connections_max: options.connections_max, ..flight::Options::default() };
+    doors.spawn(flight::serve(listeners.flight, engine.clone(), flight_options, token.clone()));
     doors.spawn(postgres::serve(listeners.postgres, engine.clone(), options.clone(), token.clone()));
-    doors.spawn(console::serve(listeners.console, engine, options, token.clone()));
+    doors.spawn(console::serve(listeners.console, console::State::new(engine, addresses), token.clone()));
 
     let mut first_error = None;
     while let Some(ended) = doors.join_next().await {
