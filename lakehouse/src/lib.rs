@@ -27,6 +27,7 @@ mod stats;
 mod storage;
 mod system;
 mod table;
+mod verify;
 mod version;
 
 pub use changes::Changes;
@@ -45,4 +46,5 @@ pub use stage::StageOptions;
 pub use storage::StorageOptions;
 pub use system::timestamp_type;
 pub use table::{Ledger, Table};
+pub use verify::{Fault, PartitionReport, VerifyReport};
 pub use version::TableVersion;

@@ -53,7 +53,7 @@ pub(crate) fn creation(name: &TableName, spec: &TableSpec) -> Result<(Metadata, 
     // Other engines' writers would drop log entries that a kept publication still needs.
     properties.insert("delta.enableExpiredLogCleanup".to_owned(), "false".to_owned());
     let metadata = new_metadata(&schema, spec.partition_columns.clone(), properties)
-        .map_err(|source| Error::delta(format!("cannot describe table {name}"), source))?;
+        .map_err(|source| Error::delta(format!("cannot describe table {name}"), source.into()))?;
     let protocol = serde_json::from_value(serde_json::json!({ "minReaderVersion": 1, "minWriterVersion": 2 }))
         .map_err(|source| Error::with_source(ErrorKind::Bug, "cannot describe the Delta protocol", source))?;
     Ok((metadata, protocol))

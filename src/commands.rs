@@ -1,0 +1,215 @@
+//! One function a command: options in, a crate's entry point, its result out.
+
+mod doctor;
+mod tables;
+
+use std::sync::Arc;
+
+use arrow::util::pretty::pretty_format_batches;
+use futures::TryStreamExt as _;
+use ingest::{broker, consume, simulate};
+use lakehouse::{Lake, SystemClock};
+use serde::Serialize;
+use tokio::sync::{oneshot, watch};
+use transforms::{BuildReport, Project, RefreshMode};
+
+use crate::cli::{self, Cli, Command};
+use crate::output::{self, Fault};
+use crate::pipeline::{self, Parts, Simulator};
+use crate::settings::Settings;
+use crate::stop;
+
+/// Runs the command.
+pub(crate) async fn run(cli: Cli, settings: Settings) -> anyhow::Result<()> {
+    settings.warn();
+    match cli.command {
+        Command::Up(up) => self::up(up, &settings).await,
+        Command::Broker(_) => self::broker(&settings).await,
+        Command::Simulate(simulate) => self::simulate(simulate, &settings).await,
+        Command::Ingest(ingest) => self::ingest(ingest, &settings).await,
+        Command::Transform(transform) => self::transform(transform, &settings).await,
+        Command::Serve(_) => serve(&settings).await,
+        Command::Sql(sql) => self::sql(sql, &settings).await,
+        Command::Verify => verify(&settings).await,
+        Command::Table(cli::Table::Ls) => tables::ls(&pipeline::open_lake(&settings).await?, settings.json).await,
+        Command::Table(cli::Table::History { name, limit }) => {
+            tables::history(&pipeline::open_lake(&settings).await?, &name, limit, settings.json).await
+        }
+        Command::Publication(cli::Publication::Ls { limit }) => {
+            tables::publications(&pipeline::open_lake(&settings).await?, limit, settings.json).await
+        }
+        Command::Doctor(_) => doctor::run(&settings).await,
+    }
+}
+
+async fn up(up: cli::Up, settings: &Settings) -> anyhow::Result<()> {
+    let simulator = if up.no_simulate { Simulator::Off } else { Simulator::On };
+    let parts = Parts { simulator, project: project(up.project.as_deref())? };
+    pipeline::up(settings, parts, stop::on_signal()?).await
+}
+
+async fn broker(settings: &Settings) -> anyhow::Result<()> {
+    let (ready, started) = oneshot::channel();
+    let token = stop::on_signal()?;
+    let running = broker::run(pipeline::broker_options(settings), Arc::new(SystemClock), ready, token);
+    let announce = async {
+        if let Ok(address) = started.await {
+            tracing::info!(%address, "the broker is ready");
+        }
+    };
+    let (ended, ()) = tokio::join!(running, announce);
+    Ok(ended?)
+}
+
+/// The brokers, for commands that have none of their own.
+fn brokers(settings: &Settings) -> String {
+    settings.brokers.clone().unwrap_or_else(|| format!("127.0.0.1:{}", settings.ports.kafka))
+}
+
+async fn simulate(simulate: cli::Simulate, settings: &Settings) -> anyhow::Result<()> {
+    let brokers = brokers(settings);
+    ingest::kafka::ensure_topic(&brokers, &settings.topic, &settings.kafka_properties).await?;
+    let options = simulate::Options {
+        properties: settings.kafka_properties.clone(),
+        count: simulate.count,
+        rate: settings.rate,
+        users: settings.users,
+        seed: simulate.seed,
+        dirty: simulate.dirty,
+        log: simulate.log,
+        ..simulate::Options::new(brokers, &settings.topic.name)
+    };
+    let report = simulate::run(options, Arc::new(SystemClock), stop::on_signal()?).await?;
+    output::result(&report, settings.json)?;
+    match report.failed {
+        0 => Ok(()),
+        failed => Err(Fault::unreachable(format!("{failed} messages were not confirmed by the broker")).into()),
+    }
+}
+
+async fn ingest(ingest: cli::Ingest, settings: &Settings) -> anyhow::Result<()> {
+    let lake = pipeline::open_lake(settings).await?;
+    let mut options = pipeline::ingest_options(settings, &brokers(settings));
+    if ingest.until_end {
+        options.stop = consume::Stop::AtEnd;
+    }
+    let (progress, _) = watch::channel(consume::Progress::default());
+    let summary = consume::run(&lake, options, progress, stop::on_signal()?).await?;
+    if settings.json {
+        return output::print_json(&summary);
+    }
+    output::print(&format!(
+        "{} rows, {} dead letters, {} holes in {} commits; next offsets {:?}",
+        summary.rows, summary.dead_letters, summary.holes, summary.commits, summary.next_offsets
+    ))
+}
+
+fn project(folder: Option<&std::path::Path>) -> anyhow::Result<Project> {
+    Ok(match folder {
+        Some(folder) => Project::load(folder)?,
+        None => Project::bundled(),
+    })
+}
+
+async fn transform(transform: cli::Transform, settings: &Settings) -> anyhow::Result<()> {
+    let options_of = |models: &cli::Models| {
+        let mut options = pipeline::transform_options(settings);
+        options.select = models.select.clone();
+        if models.full_refresh {
+            options.refresh = RefreshMode::Full;
+        }
+        anyhow::Ok((project(models.project.as_deref())?, options))
+    };
+    match transform {
+        cli::Transform::Ls { models } => {
+            let (project, options) = options_of(&models)?;
+            list(&transforms::ls(&project, &options)?, settings.json)
+        }
+        cli::Transform::Explain { models } => {
+            let (project, options) = options_of(&models)?;
+            let lake = pipeline::open_lake(settings).await?;
+            list(&transforms::explain(&lake, &project, &options).await?, settings.json)
+        }
+        cli::Transform::Build { models, watch: true } => {
+            let (project, options) = options_of(&models)?;
+            let lake = pipeline::open_lake(settings).await?;
+            let (progress, _) = watch::channel(transforms::WatchProgress::default());
+            let cadence = transforms::Cadence::default();
+            Ok(transforms::watch(&lake, &project, &options, &cadence, progress, stop::on_signal()?).await?)
+        }
+        cli::Transform::Build { models, watch: false } => {
+            let (project, options) = options_of(&models)?;
+            let lake = pipeline::open_lake(settings).await?;
+            report(&transforms::build(&lake, &project, &options).await?, settings.json)
+        }
+        cli::Transform::Run { models } => {
+            let (project, options) = options_of(&models)?;
+            let lake = pipeline::open_lake(settings).await?;
+            report(&transforms::run(&lake, &project, &options).await?, settings.json)
+        }
+        cli::Transform::Test { models } => {
+            let (project, options) = options_of(&models)?;
+            let lake = pipeline::open_lake(settings).await?;
+            report(&transforms::test(&lake, &project, &options).await?, settings.json)
+        }
+    }
+}
+
+fn list<T: Serialize + std::fmt::Display>(entries: &[T], json: bool) -> anyhow::Result<()> {
+    if json {
+        return output::print_json(entries);
+    }
+    entries.iter().try_for_each(|entry| output::print(&entry.to_string()))
+}
+
+fn report(report: &BuildReport, json: bool) -> anyhow::Result<()> {
+    output::result(report, json)?;
+    if report.failed() {
+        return Err(Fault::found("a model or a test failed; the last publication stands").into());
+    }
+    Ok(())
+}
+
+async fn serve(settings: &Settings) -> anyhow::Result<()> {
+    let listeners = pipeline::bind_doors(&settings.ports).await?;
+    let lake = pipeline::open_lake(settings).await?;
+    for (door, listener) in
+        [("Flight SQL", &listeners.flight), ("PostgreSQL", &listeners.postgres), ("console", &listeners.console)]
+    {
+        tracing::info!(door, address = %listener.local_addr()?, "open");
+    }
+    Ok(flight_server::serve(lake, listeners, pipeline::door_options(settings), stop::on_signal()?).await?)
+}
+
+async fn sql(sql: cli::Sql, settings: &Settings) -> anyhow::Result<()> {
+    let lake = pipeline::open_lake(settings).await?;
+    let stream = flight_server::query::run_once(lake, &sql.statement).await?;
+    let schema = stream.schema().clone();
+    let batches: Vec<_> = stream.try_collect().await?;
+    if settings.json {
+        let mut json = arrow::json::WriterBuilder::new().with_explicit_nulls(true).build::<_, arrow::json::writer::JsonArray>(Vec::new());
+        json.write_batches(&batches.iter().collect::<Vec<_>>())?;
+        json.finish()?;
+        let text = String::from_utf8(json.into_inner())?;
+        return output::print(if text.is_empty() { "[]" } else { &text });
+    }
+    if sql.csv {
+        let mut csv = arrow::csv::Writer::new(Vec::new());
+        // Without a row the header would be missing.
+        csv.write(&arrow::record_batch::RecordBatch::new_empty(schema))?;
+        batches.iter().try_for_each(|batch| csv.write(batch))?;
+        return output::print(String::from_utf8(csv.into_inner())?.trim_end());
+    }
+    let batches = if batches.is_empty() { vec![arrow::record_batch::RecordBatch::new_empty(schema)] } else { batches };
+    output::print(&pretty_format_batches(&batches)?.to_string())
+}
+
+async fn verify(settings: &Settings) -> anyhow::Result<()> {
+    let lake: Lake = pipeline::open_lake(settings).await?;
+    let report = lake.verify().await?;
+    output::result(&report, settings.json)?;
+    match report.faults.len() {
+        0 => Ok(()),
+        count => Err(Fault::found(format!("the lake is not whole: {count} faults")).into()),
+    }
+}

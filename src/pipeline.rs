@@ -1,0 +1,249 @@
+//! The whole system on one screen: `up`.
+//!
+//! ```text
+//! broker ─► topic ─► simulator
+//!              └───► ingest ─► bronze ─► transforms ─► silver, gold ─► publication ─► doors
+//! ```
+//!
+//! Everything is a task of one set, and the first error ends all. What tasks have to tell one another goes through the lake.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use ingest::{broker, consume, kafka, simulate};
+use lakehouse::{Lake, SessionOptions, SystemClock};
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use transforms::Project;
+
+use crate::output::Fault;
+use crate::settings::{Ports, Settings};
+use crate::status::{self, Addresses};
+
+/// What drains has this long; the process ends within five seconds of a signal.
+const DRAIN_MAX: Duration = Duration::from_secs(4);
+
+/// What of `up` the command line turns on and off.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) simulator: Simulator,
+    pub(crate) project: Project,
+}
+
+/// Whether events are made up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Simulator {
+    On,
+    Off,
+}
+
+/// The tasks, each with its name for messages.
+type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
+
+/// Runs everything until the token is cancelled or something fails.
+pub(crate) async fn up(settings: &Settings, parts: Parts, stop: CancellationToken) -> anyhow::Result<()> {
+    // Ports first: a taken one must not leave half a pipeline behind.
+    let listeners = bind_doors(&settings.ports).await?;
+    let lake = open_lake(settings).await?;
+    // The broker outlives what reads from it, so that ingest can commit its last batch.
+    let (work, broker_stop) = (stop.child_token(), CancellationToken::new());
+    let mut tasks = Tasks::new();
+    let brokers = match &settings.brokers {
+        Some(brokers) => brokers.clone(),
+        None => start_broker(settings, &mut tasks, broker_stop.clone()).await?,
+    };
+    kafka::ensure_topic(&brokers, &settings.topic, &settings.kafka_properties).await?;
+
+    let addresses = Addresses {
+        kafka: brokers.clone(),
+        flight: listeners.flight.local_addr()?,
+        postgres: listeners.postgres.local_addr()?,
+        console: listeners.console.local_addr()?,
+        lake: lake.url().to_string(),
+    };
+    let (progress, shown) = watch::channel(consume::Progress::default());
+    if parts.simulator == Simulator::On {
+        start_simulator(settings, &brokers, &mut tasks, work.clone());
+    }
+    start_ingest(settings, &lake, &brokers, progress, &mut tasks, work.clone());
+    start_transforms(settings, &lake, parts.project, &mut tasks, work.clone());
+    start_doors(settings, &lake, listeners, &mut tasks, work.clone());
+    status::banner(&addresses);
+    tasks.spawn(named("status", status::show(lake.clone(), shown, work.clone())));
+
+    supervise(tasks, work, broker_stop).await
+}
+
+/// Waits for the end: a signal, or the first task that fails. Then drains: first what works, last the broker.
+async fn supervise(mut tasks: Tasks, work: CancellationToken, broker_stop: CancellationToken) -> anyhow::Result<()> {
+    let mut first_error = None;
+    while !work.is_cancelled() {
+        tokio::select! {
+            () = work.cancelled() => {}
+            ended = tasks.join_next() => match ended {
+                Some(ended) => first_error = outcome(ended).err(),
+                None => break,
+            }
+        }
+        if first_error.is_some() {
+            break;
+        }
+    }
+    work.cancel();
+    tracing::info!("draining");
+    let drained = tokio::time::timeout(DRAIN_MAX, async {
+        while let Some(ended) = tasks.join_next().await {
+            if let Err(error) = outcome(ended) {
+                first_error.get_or_insert(error);
+            }
+            // Only the broker is left: nobody reads from it any more.
+            if tasks.len() <= 1 {
+                broker_stop.cancel();
+            }
+        }
+    });
+    if drained.await.is_err() {
+        tracing::warn!("not everything ended in time; the ledger makes that safe");
+    }
+    first_error.map_or(Ok(()), Err)
+}
+
+fn outcome(ended: Result<(&'static str, anyhow::Result<()>), tokio::task::JoinError>) -> anyhow::Result<()> {
+    match ended {
+        Ok((name, result)) => result.with_context(|| format!("{name} stopped")),
+        Err(panic) => Err(Fault::found(format!("a part of the program broke: {panic}")).into()),
+    }
+}
+
+async fn named(
+    name: &'static str,
+    task: impl Future<Output = anyhow::Result<()>>,
+) -> (&'static str, anyhow::Result<()>) {
+    (name, task.await)
+}
+
+/// Opens the lake, with the limits that queries have on it.
+pub(crate) async fn open_lake(settings: &Settings) -> anyhow::Result<Lake> {
+    let lake = Lake::open(&settings.lake, &settings.storage, Arc::new(SystemClock)).await?;
+    lake.limit_sessions(&SessionOptions { memory_bytes_max: settings.query_memory_bytes, ..SessionOptions::default() })?;
+    Ok(lake)
+}
+
+async fn start_broker(settings: &Settings, tasks: &mut Tasks, stop: CancellationToken) -> anyhow::Result<String> {
+    let (ready, started) = oneshot::channel();
+    let running = broker::run(broker_options(settings), Arc::new(SystemClock), ready, stop);
+    tasks.spawn(named("the embedded broker", async { Ok(running.await?) }));
+    match started.await {
+        Ok(address) => Ok(address.to_string()),
+        // It ended before it was ready: its own error says why.
+        Err(_) => match tasks.join_next().await {
+            Some(ended) => Err(outcome(ended).err().unwrap_or_else(|| Fault::found("the embedded broker ended").into())),
+            None => Err(Fault::found("the embedded broker did not start").into()),
+        },
+    }
+}
+
+pub(crate) fn broker_options(settings: &Settings) -> broker::Options {
+    let listen = SocketAddr::new(settings.ports.listen, settings.ports.kafka);
+    broker::Options::new(listen, settings.data_dir.join("broker"))
+}
+
+fn start_simulator(settings: &Settings, brokers: &str, tasks: &mut Tasks, stop: CancellationToken) {
+    let options = simulate::Options {
+        properties: settings.kafka_properties.clone(),
+        rate: settings.rate,
+        users: settings.users,
+        ..simulate::Options::new(brokers, &settings.topic.name)
+    };
+    tasks.spawn(named("the simulator", async {
+        simulate::run(options, Arc::new(SystemClock), stop).await?;
+        Ok(())
+    }));
+}
+
+/// What ingest is started with, whoever starts it.
+pub(crate) fn ingest_options(settings: &Settings, brokers: &str) -> consume::Options {
+    let options = consume::Options::new(brokers, settings.topic.clone());
+    let sharing = if settings.group.is_some() { consume::Sharing::Group } else { consume::Sharing::Alone };
+    consume::Options {
+        group: settings.group.clone().unwrap_or_else(|| options.group.clone()),
+        sharing,
+        flush_interval: settings.flush_interval,
+        flush_rows: settings.flush_rows,
+        flush_bytes: settings.flush_bytes,
+        properties: settings.kafka_properties.clone(),
+        ..options
+    }
+}
+
+fn start_ingest(
+    settings: &Settings,
+    lake: &Lake,
+    brokers: &str,
+    progress: watch::Sender<consume::Progress>,
+    tasks: &mut Tasks,
+    stop: CancellationToken,
+) {
+    let (lake, options) = (lake.clone(), ingest_options(settings, brokers));
+    tasks.spawn(named("ingest", async move {
+        consume::run(&lake, options, progress, stop).await?;
+        Ok(())
+    }));
+}
+
+fn start_transforms(settings: &Settings, lake: &Lake, project: Project, tasks: &mut Tasks, stop: CancellationToken) {
+    let (lake, options) = (lake.clone(), transform_options(settings));
+    tasks.spawn(named("transforms", async move {
+        let (progress, _) = watch::channel(transforms::WatchProgress::default());
+        Ok(transforms::watch(&lake, &project, &options, &transforms::Cadence::default(), progress, stop).await?)
+    }));
+}
+
+/// What the models may ask for from outside.
+pub(crate) fn transform_options(settings: &Settings) -> transforms::Options {
+    let mut options = transforms::Options::default();
+    options.variables.environment = settings.environment.clone();
+    options
+}
+
+fn start_doors(
+    settings: &Settings,
+    lake: &Lake,
+    listeners: flight_server::Listeners,
+    tasks: &mut Tasks,
+    stop: CancellationToken,
+) {
+    let (lake, options) = (lake.clone(), door_options(settings));
+    tasks.spawn(named("the doors", async move { Ok(flight_server::serve(lake, listeners, options, stop).await?) }));
+}
+
+pub(crate) fn door_options(settings: &Settings) -> flight_server::Options {
+    let mut options = flight_server::Options { exposure: settings.ports.exposure, ..flight_server::Options::default() };
+    options.limits.statement_timeout = settings.query_timeout;
+    options
+}
+
+/// Binds the three doors.
+pub(crate) async fn bind_doors(ports: &Ports) -> anyhow::Result<flight_server::Listeners> {
+    Ok(flight_server::Listeners {
+        flight: bind(ports, ports.flight, "--flight-port").await?,
+        postgres: bind(ports, ports.postgres, "--postgres-port").await?,
+        console: bind(ports, ports.console, "--console-port").await?,
+    })
+}
+
+async fn bind(ports: &Ports, port: u16, flag: &str) -> anyhow::Result<TcpListener> {
+    let address = SocketAddr::new(ports.listen, port);
+    TcpListener::bind(address).await.map_err(|error| {
+        let message = match error.kind() {
+            std::io::ErrorKind::AddrInUse => format!("port {port} is taken: end what listens there, or choose another with {flag}"),
+            std::io::ErrorKind::PermissionDenied => format!("port {port} may not be opened by this user: choose another with {flag}"),
+            _ => format!("cannot listen on {address} ({error}): choose another with {flag} or --listen"),
+        };
+        Fault::usage(message).into()
+    })
+}

@@ -1,0 +1,326 @@
+//! Settings: raw flags and layers in, plain values out. Nothing else in the program reads the environment or a file for them.
+
+mod layers;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ingest::kafka::Properties;
+use ingest::topic::TopicSpec;
+use lakehouse::StorageOptions;
+use url::Url;
+
+use crate::cli::{Cli, Command, Doors, Kafka};
+use crate::output::Fault;
+use layers::{Layers, Setting};
+
+const DATA_DIR: Setting = Setting { key: "data_dir", variables: &["LAKEBEAT_DATA_DIR"] };
+const LAKE: Setting = Setting { key: "lake", variables: &["LAKEBEAT_LAKE"] };
+const LOG_LEVEL: Setting = Setting { key: "log_level", variables: &["LAKEBEAT_LOG_LEVEL"] };
+const BROKERS: Setting = Setting { key: "kafka.brokers", variables: &["LAKEBEAT_BROKERS", "KAFKA_BOOTSTRAP_SERVERS", "KAFKA_BOOTSTRAP_SERVER"] };
+const TOPIC: Setting = Setting { key: "kafka.topic", variables: &["LAKEBEAT_TOPIC", "KAFKA_TOPIC"] };
+const GROUP: Setting = Setting { key: "kafka.group", variables: &["LAKEBEAT_GROUP", "KAFKA_GROUP_ID"] };
+const LISTEN: Setting = Setting { key: "ports.listen", variables: &["LAKEBEAT_LISTEN"] };
+const KAFKA_PORT: Setting = Setting { key: "ports.kafka", variables: &["LAKEBEAT_KAFKA_PORT"] };
+const FLIGHT_PORT: Setting = Setting { key: "ports.flight", variables: &["LAKEBEAT_FLIGHT_PORT"] };
+const POSTGRES_PORT: Setting = Setting { key: "ports.postgres", variables: &["LAKEBEAT_POSTGRES_PORT"] };
+const CONSOLE_PORT: Setting = Setting { key: "ports.console", variables: &["LAKEBEAT_CONSOLE_PORT"] };
+const RATE: Setting = Setting { key: "simulate.rate", variables: &["LAKEBEAT_RATE"] };
+const INTERVAL: Setting = Setting { key: "simulate.interval_seconds", variables: &["EVENT_INTERVAL_SECONDS"] };
+const USERS: Setting = Setting { key: "simulate.users", variables: &["LAKEBEAT_USERS", "USER_COUNT"] };
+const FLUSH_MILLIS: Setting = Setting { key: "ingest.flush_millis", variables: &["LAKEBEAT_FLUSH_MILLIS"] };
+const FLUSH_ROWS: Setting = Setting { key: "ingest.flush_rows", variables: &["LAKEBEAT_FLUSH_ROWS", "BATCH_SIZE"] };
+const FLUSH_BYTES: Setting = Setting { key: "ingest.flush_bytes", variables: &["LAKEBEAT_FLUSH_BYTES"] };
+const MEMORY_BYTES: Setting = Setting { key: "query.memory_bytes", variables: &["LAKEBEAT_QUERY_MEMORY_BYTES"] };
+const TIMEOUT_SECONDS: Setting = Setting { key: "query.timeout_seconds", variables: &["LAKEBEAT_QUERY_TIMEOUT_SECONDS"] };
+const MINIO_ENDPOINT: Setting = Setting { key: "s3.endpoint", variables: &["LAKEBEAT_S3_ENDPOINT", "MINIO_ENDPOINT", "AWS_ENDPOINT_URL"] };
+const MINIO_ACCESS_KEY: Setting = Setting { key: "s3.access_key", variables: &["LAKEBEAT_S3_ACCESS_KEY", "MINIO_ACCESS_KEY", "AWS_ACCESS_KEY_ID"] };
+const MINIO_SECRET_KEY: Setting = Setting { key: "s3.secret_key", variables: &["LAKEBEAT_S3_SECRET_KEY", "MINIO_SECRET_KEY", "AWS_SECRET_ACCESS_KEY"] };
+const MINIO_BUCKET: Setting = Setting { key: "s3.bucket", variables: &["LAKEBEAT_S3_BUCKET", "MINIO_BUCKET"] };
+const S3_REGION: Setting = Setting { key: "s3.region", variables: &["LAKEBEAT_S3_REGION", "AWS_REGION", "AWS_DEFAULT_REGION"] };
+const S3_TOKEN: Setting = Setting { key: "s3.session_token", variables: &["LAKEBEAT_S3_SESSION_TOKEN", "AWS_SESSION_TOKEN"] };
+
+/// Every setting there is, so that an unknown name can be told.
+const ALL: &[&Setting] = &[
+    &DATA_DIR,
+    &LAKE,
+    &LOG_LEVEL,
+    &BROKERS,
+    &TOPIC,
+    &GROUP,
+    &LISTEN,
+    &KAFKA_PORT,
+    &FLIGHT_PORT,
+    &POSTGRES_PORT,
+    &CONSOLE_PORT,
+    &RATE,
+    &INTERVAL,
+    &USERS,
+    &FLUSH_MILLIS,
+    &FLUSH_ROWS,
+    &FLUSH_BYTES,
+    &MEMORY_BYTES,
+    &TIMEOUT_SECONDS,
+    &MINIO_ENDPOINT,
+    &MINIO_ACCESS_KEY,
+    &MINIO_SECRET_KEY,
+    &MINIO_BUCKET,
+    &S3_REGION,
+    &S3_TOKEN,
+];
+
+/// `BATCH_SIZE` of the replaced pipeline was rows a file; a Delta commit for so few is honoured, but costs more than the rows.
+const FLUSH_ROWS_SENSIBLE: usize = 1_000;
+
+/// Where the embedded broker and the doors listen.
+#[derive(Debug, Clone)]
+pub(crate) struct Ports {
+    pub(crate) listen: IpAddr,
+    pub(crate) kafka: u16,
+    pub(crate) flight: u16,
+    pub(crate) postgres: u16,
+    pub(crate) console: u16,
+    pub(crate) exposure: flight_server::Exposure,
+}
+
+/// All settings, resolved.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) data_dir: PathBuf,
+    pub(crate) lake: Url,
+    pub(crate) storage: StorageOptions,
+    pub(crate) log_level: String,
+    /// Brokers that somebody named; the embedded one otherwise.
+    pub(crate) brokers: Option<String>,
+    pub(crate) kafka_properties: Properties,
+    pub(crate) topic: TopicSpec,
+    /// A consumer group that somebody named.
+    pub(crate) group: Option<String>,
+    pub(crate) ports: Ports,
+    /// Simulated events a second.
+    pub(crate) rate: f64,
+    pub(crate) users: u32,
+    pub(crate) flush_interval: Duration,
+    pub(crate) flush_rows: usize,
+    pub(crate) flush_bytes: usize,
+    pub(crate) query_memory_bytes: usize,
+    pub(crate) query_timeout: Duration,
+    /// For `env_var` in models.
+    pub(crate) environment: BTreeMap<String, String>,
+    pub(crate) json: bool,
+}
+
+impl Settings {
+    /// Reads everything that can set something, and refuses what is unknown or does not fit.
+    pub(crate) fn read(cli: &Cli) -> anyhow::Result<Self> {
+        let layers = Layers::read(cli.common.config.as_deref(), ALL)?;
+        let flags = CommandFlags::of(&cli.command);
+        let data_dir: PathBuf = layers
+            .pick(("--data-dir", cli.common.data_dir.as_ref()), &DATA_DIR)?
+            .unwrap_or_else(|| PathBuf::from("lakebeat-data"));
+        let (lake, storage) = lake(cli, &layers, &data_dir)?;
+        let log_level = layers.pick(("--log-level", cli.common.log_level.as_ref()), &LOG_LEVEL)?;
+        let none = ("", None);
+        let flush_rows: usize = layers.pick(none, &FLUSH_ROWS)?.unwrap_or(100_000);
+        Ok(Self {
+            data_dir,
+            lake,
+            storage,
+            log_level: log_level.unwrap_or_else(|| default_log_level(&cli.command).to_owned()),
+            brokers: layers.pick(("--brokers", flags.kafka.and_then(|kafka| kafka.brokers.as_ref())), &BROKERS)?,
+            kafka_properties: kafka_properties(&layers)?,
+            topic: topic(&layers, flags.kafka.and_then(|kafka| kafka.topic.as_ref()))?,
+            group: layers.pick(("--group", flags.group), &GROUP)?,
+            ports: ports(&layers, &flags)?,
+            rate: rate(&layers, flags.rate)?,
+            users: layers.pick(("--users", flags.users), &USERS)?.unwrap_or(100),
+            flush_interval: Duration::from_millis(layers.pick(none, &FLUSH_MILLIS)?.unwrap_or(1_000)),
+            flush_rows,
+            flush_bytes: layers.pick(none, &FLUSH_BYTES)?.unwrap_or(48 << 20),
+            query_memory_bytes: layers.pick(none, &MEMORY_BYTES)?.unwrap_or(1 << 30),
+            query_timeout: Duration::from_secs(layers.pick(none, &TIMEOUT_SECONDS)?.unwrap_or(300)),
+            environment: layers.environment(),
+            json: cli.common.json,
+        })
+    }
+
+    /// Says what is honoured although it is not wise. After the log has begun.
+    pub(crate) fn warn(&self) {
+        if self.flush_rows < FLUSH_ROWS_SENSIBLE {
+            tracing::warn!(
+                rows = self.flush_rows,
+                "BATCH_SIZE or ingest.flush_rows is small: each commit of so few rows makes a file of its own"
+            );
+        }
+    }
+}
+
+/// The flags that several commands have, wherever they stand.
+#[derive(Default)]
+struct CommandFlags<'a> {
+    kafka: Option<&'a Kafka>,
+    doors: Option<&'a Doors>,
+    kafka_port: Option<&'a String>,
+    group: Option<&'a String>,
+    rate: Option<&'a String>,
+    users: Option<&'a String>,
+}
+
+impl<'a> CommandFlags<'a> {
+    fn of(command: &'a Command) -> Self {
+        match command {
+            Command::Up(up) => Self {
+                kafka: Some(&up.kafka),
+                doors: Some(&up.doors),
+                kafka_port: up.kafka_port.as_ref(),
+                rate: up.rate.as_ref(),
+                ..Self::default()
+            },
+            Command::Broker(broker) => Self { kafka_port: broker.kafka_port.as_ref(), ..Self::default() },
+            Command::Simulate(simulate) => Self {
+                kafka: Some(&simulate.kafka),
+                rate: simulate.rate.as_ref(),
+                users: simulate.users.as_ref(),
+                ..Self::default()
+            },
+            Command::Ingest(ingest) => {
+                Self { kafka: Some(&ingest.kafka), group: ingest.group.as_ref(), ..Self::default() }
+            }
+            Command::Serve(doors) => Self { doors: Some(doors), ..Self::default() },
+            Command::Doctor(doctor) => Self {
+                kafka: Some(&doctor.kafka),
+                doors: Some(&doctor.doors),
+                kafka_port: doctor.kafka_port.as_ref(),
+                ..Self::default()
+            },
+            _ => Self::default(),
+        }
+    }
+}
+
+/// Services tell what they do; a command that prints a result stays silent besides it.
+fn default_log_level(command: &Command) -> &'static str {
+    match command {
+        Command::Up(_) | Command::Broker(_) | Command::Serve(_) | Command::Ingest(_) => "info",
+        _ => "warn",
+    }
+}
+
+/// The lake's URL: what is set, or the bucket of the replaced pipeline's settings, or a folder in the data folder.
+fn lake(cli: &Cli, layers: &Layers, data_dir: &std::path::Path) -> anyhow::Result<(Url, StorageOptions)> {
+    let none = ("", None);
+    let endpoint: Option<String> = layers.pick(none, &MINIO_ENDPOINT)?;
+    let set: Option<String> = layers.pick(("--lake", cli.common.lake.as_ref()), &LAKE)?;
+    let url = match (set, &endpoint) {
+        (Some(text), _) => lake_url(&text)?,
+        (None, Some(_)) => {
+            let bucket: Option<String> = layers.pick(none, &MINIO_BUCKET)?;
+            let bucket = bucket.ok_or_else(|| {
+                Fault::usage("MINIO_ENDPOINT is set, but no bucket: set MINIO_BUCKET, or the lake with --lake s3://bucket")
+            })?;
+            lake_url(&format!("s3://{bucket}"))?
+        }
+        (None, None) => folder_url(&data_dir.join("lake"))?,
+    };
+    let mut storage = StorageOptions::default();
+    if matches!(url.scheme(), "s3" | "s3a") {
+        storage.settings = s3_settings(layers, endpoint)?;
+    }
+    Ok((url, storage))
+}
+
+fn s3_settings(layers: &Layers, endpoint: Option<String>) -> anyhow::Result<BTreeMap<String, String>> {
+    let none = ("", None);
+    let mut settings = BTreeMap::new();
+    let mut set = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            settings.insert(name.to_owned(), value);
+        }
+    };
+    set("aws_access_key_id", layers.pick(none, &MINIO_ACCESS_KEY)?);
+    set("aws_secret_access_key", layers.pick(none, &MINIO_SECRET_KEY)?);
+    set("aws_session_token", layers.pick(none, &S3_TOKEN)?);
+    set("aws_region", layers.pick(none, &S3_REGION)?.or_else(|| Some("us-east-1".to_owned())));
+    if let Some(endpoint) = endpoint {
+        let endpoint = if endpoint.contains("://") { endpoint } else { format!("http://{endpoint}") };
+        set("aws_allow_http", endpoint.starts_with("http://").then(|| "true".to_owned()));
+        set("aws_virtual_hosted_style_request", Some("false".to_owned()));
+        set("aws_endpoint", Some(endpoint));
+    }
+    Ok(settings)
+}
+
+/// A URL, or a folder's path.
+fn lake_url(text: &str) -> anyhow::Result<Url> {
+    if text.contains("://") {
+        return Url::parse(text).map_err(|error| Fault::usage(format!("the lake \"{text}\" is no URL: {error}")).into());
+    }
+    folder_url(std::path::Path::new(text))
+}
+
+fn folder_url(path: &std::path::Path) -> anyhow::Result<Url> {
+    let absolute = std::path::absolute(path)?;
+    Url::from_directory_path(&absolute)
+        .map_err(|()| Fault::usage(format!("{} cannot be a lake's folder", absolute.display())).into())
+}
+
+fn ports(layers: &Layers, flags: &CommandFlags<'_>) -> anyhow::Result<Ports> {
+    let doors = flags.doors;
+    let pick = |name, flag: Option<&String>, setting, default| {
+        layers.pick::<u16>((name, flag), setting).map(|port| port.unwrap_or(default))
+    };
+    let listen = layers.pick(("--listen", doors.and_then(|doors| doors.listen.as_ref())), &LISTEN)?;
+    Ok(Ports {
+        listen: listen.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        kafka: pick("--kafka-port", flags.kafka_port, &KAFKA_PORT, 9092)?,
+        flight: pick("--flight-port", doors.and_then(|doors| doors.flight_port.as_ref()), &FLIGHT_PORT, 31337)?,
+        postgres: pick("--postgres-port", doors.and_then(|doors| doors.postgres_port.as_ref()), &POSTGRES_PORT, 5433)?,
+        console: pick("--console-port", doors.and_then(|doors| doors.console_port.as_ref()), &CONSOLE_PORT, 8080)?,
+        exposure: match doors {
+            Some(doors) if doors.insecure => flight_server::Exposure::Insecure,
+            _ => flight_server::Exposure::LoopbackOnly,
+        },
+    })
+}
+
+/// Events a second; the replaced pipeline set the pause between two instead.
+fn rate(layers: &Layers, flag: Option<&String>) -> anyhow::Result<f64> {
+    let interval: Option<f64> = layers.pick(("", None), &INTERVAL)?;
+    let rate: Option<f64> = layers.pick(("--rate", flag), &RATE)?;
+    let rate = rate.or(interval.filter(|seconds| *seconds > 0.0).map(|seconds| 1.0 / seconds)).unwrap_or(20.0);
+    if rate.is_finite() && rate >= 0.0 {
+        return Ok(rate);
+    }
+    Err(Fault::usage(format!("the rate is {rate}: it is events a second, 0 for as fast as it goes")).into())
+}
+
+/// The topic: the one of `[[topics]]` that is named, the only one, or the bundled one under the name that is set.
+fn topic(layers: &Layers, flag: Option<&String>) -> anyhow::Result<TopicSpec> {
+    let name: Option<String> = layers.pick(("--topic", flag), &TOPIC)?;
+    let mut described: Vec<TopicSpec> = match layers.in_file("topics") {
+        Some(value) => value.clone().try_into().map_err(|error: toml::de::Error| {
+            Fault::usage(format!("[[topics]] in {}: {}", layers.file_name(), error.message()))
+        })?,
+        None => Vec::new(),
+    };
+    let chosen = match name {
+        Some(name) => described.iter().position(|topic| topic.name == name).map(|at| described.swap_remove(at)).or_else(|| {
+            // Another name for the bundled topic, as the replaced pipeline's settings give it.
+            described.is_empty().then(|| TopicSpec { name, ..TopicSpec::spotify() })
+        }),
+        None if described.len() > 1 => None,
+        None => Some(described.pop().unwrap_or_else(TopicSpec::spotify)),
+    };
+    let topic = chosen.ok_or_else(|| Fault::usage("which of the [[topics]]? name one that is described there with --topic"))?;
+    topic.check()?;
+    Ok(topic)
+}
+
+fn kafka_properties(layers: &Layers) -> anyhow::Result<Properties> {
+    let Some(value) = layers.in_file("kafka.properties") else { return Ok(Properties::new()) };
+    let table = value.as_table().ok_or_else(|| Fault::usage("kafka.properties is not a table: write [kafka.properties]"))?;
+    let text = |value: &toml::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    Ok(table.iter().map(|(name, value)| (name.clone(), text(value))).collect())
+}
