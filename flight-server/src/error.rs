@@ -166,11 +166,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An error of ours, with nothing beneath.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            message: message.into(),
-            source: None,
-        }
+        Self { kind, message: message.into(), source: None }
     }
 
     /// An error with what caused it.
@@ -179,11 +175,7 @@ impl Error {
         message: impl Into<String>,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        Self {
-            kind,
-            message: message.into(),
-            source: Some(source.into()),
-        }
+        Self { kind, message: message.into(), source: Some(source.into()) }
     }
 
     /// What a caller decides by.
@@ -205,9 +197,7 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source
-            .as_deref()
-            .map(|source| source as &(dyn std::error::Error + 'static))
+        self.source.as_deref().map(|source| source as &(dyn std::error::Error + 'static))
     }
 }
 
@@ -277,10 +267,9 @@ fn classify(error: &DataFusionError) -> (Kind, String) {
         DataFusionError::SQL(parser, _) => (Kind::Syntax, syntax_message(&parser.to_string())),
         DataFusionError::SchemaError(schema, _) => schema_kind(schema),
         DataFusionError::NotImplemented(message) => (Kind::Unsupported, lowercase_first(message)),
-        DataFusionError::ResourcesExhausted(message) => (
-            Kind::OutOfResources,
-            format!("the query needs more memory than it may use: {}", lowercase_first(message)),
-        ),
+        DataFusionError::ResourcesExhausted(message) => {
+            (Kind::OutOfResources, format!("the query needs more memory than it may use: {}", lowercase_first(message)))
+        }
         DataFusionError::ObjectStore(store) => (Kind::Unavailable, format!("the lake cannot be read: {store}")),
         DataFusionError::IoError(io) => (Kind::Unavailable, format!("the lake cannot be read: {io}")),
         DataFusionError::ParquetError(parquet) => (Kind::Unavailable, format!("a data file cannot be read: {parquet}")),
@@ -308,10 +297,7 @@ fn schema_kind(error: &SchemaError) -> (Kind, String) {
         }
         SchemaError::AmbiguousReference { field } => (
             Kind::AmbiguousColumn,
-            format!(
-                "column reference \"{}\" is ambiguous; say which table it is of",
-                field.name
-            ),
+            format!("column reference \"{}\" is ambiguous; say which table it is of", field.name),
         ),
         other => (Kind::InvalidStatement, lowercase_first(&other.to_string())),
     }
@@ -327,17 +313,13 @@ fn column_name(column: &datafusion::common::Column) -> String {
 fn plan_kind(message: &str) -> (Kind, String) {
     let text = first_line(message);
     let lower = text.to_lowercase();
-    if let Some(name) = lower
-        .strip_prefix("table '")
-        .and_then(|rest| rest.strip_suffix("' not found"))
-    {
+    if let Some(name) = text.strip_prefix("table '").and_then(|rest| rest.strip_suffix("' not found")) {
         return (Kind::UndefinedTable, undefined_relation(name));
     }
     if lower.contains("failed to resolve schema") || lower.contains("failed to resolve catalog") {
         return (Kind::UndefinedTable, text);
     }
-    if lower.contains("invalid function") || lower.contains("no function matches") || lower.contains("table function")
-    {
+    if lower.contains("invalid function") || lower.contains("no function matches") || lower.contains("table function") {
         return (Kind::UndefinedFunction, text);
     }
     if lower.contains("coerc") || lower.contains("cannot infer common") || lower.contains("failed to unify") {
@@ -371,7 +353,9 @@ fn arrow_kind(error: &ArrowError) -> (Kind, String) {
     match error {
         ArrowError::DivideByZero => (Kind::DivisionByZero, "division by zero".to_owned()),
         ArrowError::ArithmeticOverflow(message) => (Kind::OutOfRange, lowercase_first(message)),
-        ArrowError::CastError(message) | ArrowError::ParseError(message) | ArrowError::InvalidArgumentError(message) => {
+        ArrowError::CastError(message)
+        | ArrowError::ParseError(message)
+        | ArrowError::InvalidArgumentError(message) => {
             let lower = message.to_lowercase();
             let kind = if lower.contains("overflow") || lower.contains("out of range") || lower.contains("can't cast") {
                 Kind::OutOfRange
@@ -418,30 +402,12 @@ mod tests {
     #[test]
     fn engine_errors_get_the_sqlstate_of_their_cause() {
         let cases = [
-            (
-                DataFusionError::Plan("table 'lake.gold.nope' not found".to_owned()),
-                "42P01",
-            ),
-            (
-                DataFusionError::NotImplemented("Unsupported logical plan".to_owned()),
-                "0A000",
-            ),
-            (
-                DataFusionError::ResourcesExhausted("pool".to_owned()),
-                "53200",
-            ),
-            (
-                DataFusionError::ArrowError(Box::new(ArrowError::DivideByZero), None),
-                "22012",
-            ),
-            (
-                DataFusionError::External(Box::new(Error::new(Kind::Cancelled, "cancelled"))),
-                "57014",
-            ),
-            (
-                DataFusionError::Plan("Invalid function 'foo'.\nDid you mean 'floor'?".to_owned()),
-                "42883",
-            ),
+            (DataFusionError::Plan("table 'lake.gold.nope' not found".to_owned()), "42P01"),
+            (DataFusionError::NotImplemented("Unsupported logical plan".to_owned()), "0A000"),
+            (DataFusionError::ResourcesExhausted("pool".to_owned()), "53200"),
+            (DataFusionError::ArrowError(Box::new(ArrowError::DivideByZero), None), "22012"),
+            (DataFusionError::External(Box::new(Error::new(Kind::Cancelled, "cancelled"))), "57014"),
+            (DataFusionError::Plan("Invalid function 'foo'.\nDid you mean 'floor'?".to_owned()), "42883"),
         ];
         for (error, state) in cases {
             let text = error.to_string();
@@ -452,9 +418,6 @@ mod tests {
     #[test]
     fn an_undefined_table_is_named_as_the_user_knows_it() {
         let error = Error::from(DataFusionError::Plan("table 'lake.gold.nope' not found".to_owned()));
-        assert_eq!(
-            error.message(),
-            "relation \"gold.nope\" does not exist; `show tables` lists what there is"
-        );
+        assert_eq!(error.message(), "relation \"gold.nope\" does not exist; `show tables` lists what there is");
     }
 }

@@ -61,11 +61,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            statement_timeout: Duration::from_secs(15 * 60),
-            batch_rows_max: 8_192,
-            statement_bytes_max: 1 << 20,
-        }
+        Self { statement_timeout: Duration::from_secs(15 * 60), batch_rows_max: 8_192, statement_bytes_max: 1 << 20 }
     }
 }
 
@@ -87,14 +83,7 @@ impl QueryEngine {
     /// A query path over this lake.
     pub fn new(lake: Lake, limits: Limits) -> Self {
         let registry = Arc::new(Registry::new(Arc::clone(lake.clock())));
-        Self {
-            shared: Arc::new(Shared {
-                snapshots: Snapshots::new(lake.clone()),
-                lake,
-                limits,
-                registry,
-            }),
-        }
+        Self { shared: Arc::new(Shared { snapshots: Snapshots::new(lake.clone()), lake, limits, registry }) }
     }
 
     /// The lake that is served.
@@ -135,12 +124,6 @@ impl QueryEngine {
     /// Cancels a running statement; `false` if there is none of this id (any more).
     pub fn cancel(&self, id: QueryId) -> bool {
         self.shared.registry.cancel(id)
-    }
-
-    /// The newest state of the lake as a session: what the next statement would see. Metadata calls (GetTables) read
-    /// their catalogs from it.
-    pub async fn newest(&self) -> Result<Arc<Snapshot>> {
-        self.shared.snapshots.newest().await
     }
 }
 
@@ -201,9 +184,14 @@ impl Connection {
     /// # Errors
     /// `UndefinedObject` for a publication that is not there; then nothing is changed.
     pub async fn replace_settings(&self, settings: Settings) -> Result<()> {
-        let publication = match settings.publication {
-            Some(id) => Some(self.engine.shared.snapshots.at(id).await?),
-            None => None,
+        let known = {
+            let state = self.lock();
+            state.publication.clone().filter(|known| Some(known.id()) == settings.publication)
+        };
+        let publication = match (settings.publication, known) {
+            (None, _) => None,
+            (Some(_), Some(known)) => Some(known),
+            (Some(id), None) => Some(self.engine.shared.snapshots.at(id).await?),
         };
         let mut state = self.lock();
         state.settings = settings;
@@ -213,7 +201,7 @@ impl Connection {
 
     /// Pins the following statements to what is newest now (the start of a transaction) until [`Self::unpin`].
     pub async fn pin_newest(&self) -> Result<()> {
-        let snapshot = self.snapshot().await?;
+        let snapshot = self.planned_on().await?;
         self.lock().transaction = Some(snapshot);
         Ok(())
     }
@@ -223,15 +211,21 @@ impl Connection {
         self.lock().transaction = None;
     }
 
-    /// What the next statement sees: the publication that was set, the one of the transaction, or the newest.
+    /// What the next statement would see, with bronze and the system tables as they are now; for reading the catalog.
     pub async fn snapshot(&self) -> Result<Arc<Snapshot>> {
+        let snapshot = self.planned_on().await?;
+        self.engine.shared.snapshots.with_heads(&snapshot).await
+    }
+
+    /// What the next statement is planned on: the publication that was set, the one of the transaction, or the newest.
+    async fn planned_on(&self) -> Result<Arc<Snapshot>> {
         let pinned = {
             let state = self.lock();
             state.publication.clone().or_else(|| state.transaction.clone())
         };
         match pinned {
             Some(pinned) => Ok(pinned),
-            None => self.engine.newest().await,
+            None => self.engine.shared.snapshots.newest().await,
         }
     }
 
@@ -246,15 +240,12 @@ impl Connection {
         }
         let settings = state.settings.clone();
         let made = Arc::new(planner::session(snapshot, &settings)?);
-        state.session = Some(PlannedWith {
-            snapshot: Arc::clone(snapshot),
-            settings: settings.clone(),
-            state: Arc::clone(&made),
-        });
+        state.session =
+            Some(PlannedWith { snapshot: Arc::clone(snapshot), settings: settings.clone(), state: Arc::clone(&made) });
         Ok((made, settings))
     }
 
-    /// Parses, checks and plans one statement on what [`Self::snapshot`] gives now. Placeholders are `?` or `$1`, not
+    /// Parses, checks and plans one statement on what is newest now, or pinned. Placeholders are `?` or `$1`, not
     /// both in one statement.
     pub async fn prepare(&self, sql: &str) -> Result<Prepared> {
         self.prepare_with_types(sql, &[]).await
@@ -266,24 +257,20 @@ impl Connection {
         sql: &str,
         declared: &[Option<datafusion::arrow::datatypes::DataType>],
     ) -> Result<Prepared> {
-        let snapshot = self.snapshot().await?;
+        let snapshot = self.planned_on().await?;
         planner::prepare(self, snapshot, sql, declared).await
     }
 
-    /// The same statement on what [`Self::snapshot`] gives now: as it is when nothing was published since, else planned
+    /// The same statement on what is newest now (or pinned): as it is when nothing was published since, else planned
     /// again. A door calls it where a statement that was prepared long ago is executed, so that nothing is stale; it
     /// does not where the client holds a ticket for one moment.
     pub async fn refresh(&self, prepared: &Prepared) -> Result<Prepared> {
-        let snapshot = self.snapshot().await?;
+        let snapshot = self.planned_on().await?;
         let same_settings = self.lock().settings == prepared.settings;
         if same_settings && Arc::ptr_eq(&snapshot, &prepared.snapshot) {
             return Ok(prepared.clone());
         }
-        let declared: Vec<_> = prepared
-            .parameters
-            .iter()
-            .map(|parameter| Some(parameter.data_type.clone()))
-            .collect();
+        let declared: Vec<_> = prepared.parameters.iter().map(|parameter| Some(parameter.data_type.clone())).collect();
         planner::prepare(self, snapshot, &prepared.sql, &declared).await
     }
 
@@ -357,11 +344,7 @@ fn check_length(sql: &str, limits: &Limits) -> Result<()> {
     if sql.len() > limits.statement_bytes_max {
         return Err(Error::new(
             Kind::OutOfResources,
-            format!(
-                "the statement has {} bytes; at most {} are accepted",
-                sql.len(),
-                limits.statement_bytes_max
-            ),
+            format!("the statement has {} bytes; at most {} are accepted", sql.len(), limits.statement_bytes_max),
         ));
     }
     Ok(())

@@ -17,11 +17,7 @@ pub(super) fn value(bytes: Option<&[u8]>, data_type: &Type, is_binary: bool) -> 
     let Some(bytes) = bytes else {
         return Ok(ScalarValue::Null);
     };
-    if is_binary {
-        binary(bytes, data_type)
-    } else {
-        text(bytes, data_type)
-    }
+    if is_binary { binary(bytes, data_type) } else { text(bytes, data_type) }
 }
 
 fn text(bytes: &[u8], data_type: &Type) -> Result<ScalarValue> {
@@ -94,9 +90,8 @@ fn binary(mut bytes: &[u8], data_type: &Type) -> Result<ScalarValue> {
         Type::BYTEA => ScalarValue::Binary(Some(bytes.to_vec())),
         Type::UUID => {
             width(16)?;
-            let id = uuid::Uuid::from_slice(bytes).map_err(|error| {
-                Error::with_source(Kind::InvalidValue, "a uuid parameter is malformed", error)
-            })?;
+            let id = uuid::Uuid::from_slice(bytes)
+                .map_err(|error| Error::with_source(Kind::InvalidValue, "a uuid parameter is malformed", error))?;
             ScalarValue::Utf8(Some(id.to_string()))
         }
         Type::TEXT | Type::VARCHAR | Type::BPCHAR | Type::NAME | Type::UNKNOWN | Type::JSON => {
@@ -105,7 +100,10 @@ fn binary(mut bytes: &[u8], data_type: &Type) -> Result<ScalarValue> {
         _ => {
             return Err(Error::new(
                 Kind::Unsupported,
-                format!("parameters of type {} are not supported in binary; cast to text or a number", data_type.name()),
+                format!(
+                    "parameters of type {} are not supported in binary; cast to text or a number",
+                    data_type.name()
+                ),
             ));
         }
     })
@@ -144,14 +142,8 @@ mod tests {
     #[test]
     fn values_in_both_formats() {
         assert_eq!(value(None, &Type::INT4, true).expect("null"), ScalarValue::Null);
-        assert_eq!(
-            value(Some(&[0, 0, 0, 7]), &Type::INT4, true).expect("four bytes"),
-            ScalarValue::Int32(Some(7))
-        );
-        assert_eq!(
-            value(Some(b"\\x01ff"), &Type::BYTEA, false).expect("hex"),
-            ScalarValue::Binary(Some(vec![1, 255]))
-        );
+        assert_eq!(value(Some(&[0, 0, 0, 7]), &Type::INT4, true).expect("four bytes"), ScalarValue::Int32(Some(7)));
+        assert_eq!(value(Some(b"\\x01ff"), &Type::BYTEA, false).expect("hex"), ScalarValue::Binary(Some(vec![1, 255])));
         assert_eq!(
             value(Some(&[0, 0, 0, 1]), &Type::DATE, true).expect("four bytes"),
             ScalarValue::Date32(Some(10_958))

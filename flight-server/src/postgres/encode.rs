@@ -220,7 +220,14 @@ impl Cells {
         out.put_u8(b'}');
     }
 
-    fn put_list_binary(&self, list: &ListArray, row: usize, element: u32, zone: &Zone, out: &mut BytesMut) -> Result<()> {
+    fn put_list_binary(
+        &self,
+        list: &ListArray,
+        row: usize,
+        element: u32,
+        zone: &Zone,
+        out: &mut BytesMut,
+    ) -> Result<()> {
         let range = list_range(list, row);
         let length = i32::try_from(range.len()).unwrap_or(i32::MAX);
         let has_null = range.clone().any(|index| self.is_null(index));
@@ -281,9 +288,8 @@ fn canonical(data_type: &DataType) -> Option<DataType> {
 fn display_text(array: &ArrayRef) -> Result<Cells> {
     let options = FormatOptions::default();
     let formatter = ArrayFormatter::try_new(array, &options)?;
-    let texts: StringArray = (0..array.len())
-        .map(|row| array.is_valid(row).then(|| formatter.value(row).to_string()))
-        .collect();
+    let texts: StringArray =
+        (0..array.len()).map(|row| array.is_valid(row).then(|| formatter.value(row).to_string())).collect();
     Ok(Cells::Text(texts))
 }
 
@@ -345,9 +351,6 @@ mod tests {
         let date = rows(Arc::new(Date32Array::from(vec![10_958])), &Format::UnifiedBinary);
         assert_eq!(date[0], [0, 0, 0, 4, 0, 0, 0, 1]);
         let instant = TimestampMicrosecondArray::from(vec![EPOCH_MICROSECONDS + 1]).with_timezone("UTC");
-        assert_eq!(
-            rows(Arc::new(instant), &Format::UnifiedBinary)[0],
-            [0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 1]
-        );
+        assert_eq!(rows(Arc::new(instant), &Format::UnifiedBinary)[0], [0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 1]);
     }
 }

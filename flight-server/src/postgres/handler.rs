@@ -78,8 +78,7 @@ pub(super) fn error_info(severity: &str, error: &Error) -> ErrorInfo {
     if error.kind() == Kind::Bug {
         tracing::error!(error = ?error, "a statement failed on a fault of ours; please report it");
     }
-    let mut info =
-        ErrorInfo::new(severity.to_owned(), error.kind().sqlstate().to_owned(), error.message().to_owned());
+    let mut info = ErrorInfo::new(severity.to_owned(), error.kind().sqlstate().to_owned(), error.message().to_owned());
     info.severity_nonlocalized = Some(severity.to_owned());
     info
 }
@@ -108,9 +107,9 @@ impl Handler {
 
     /// Makes the session that a startup message asks for.
     async fn start<C: ClientInfo>(&self, client: &mut C) -> Result<Settings> {
-        let place = Arc::clone(&self.door.places).try_acquire_owned().map_err(|_| {
-            Error::new(Kind::TooMany, "sorry, too many clients already; close some connections")
-        })?;
+        let place = Arc::clone(&self.door.places)
+            .try_acquire_owned()
+            .map_err(|_| Error::new(Kind::TooMany, "sorry, too many clients already; close some connections"))?;
         let metadata = client.metadata();
         let database = metadata.get(METADATA_DATABASE).map_or(CATALOG, String::as_str);
         if database != CATALOG {
@@ -140,7 +139,8 @@ impl Handler {
 
 /// The settings in a startup message: by their own names, and in `options` as `-c name=value`.
 fn startup_settings(metadata: &HashMap<String, String>) -> Vec<(String, String)> {
-    let is_ours = |name: &str| ["user", "database", "replication", "options"].contains(&name) || name.starts_with("_pq_.");
+    let is_ours =
+        |name: &str| ["user", "database", "replication", "options"].contains(&name) || name.starts_with("_pq_.");
     let mut settings: Vec<(String, String)> =
         metadata.iter().filter(|(name, _)| !is_ours(name)).map(|(name, value)| (name.clone(), value.clone())).collect();
     settings.sort();
@@ -281,7 +281,7 @@ where
         let info = ErrorInfo::new("WARNING".to_owned(), (*state).to_owned(), message.clone());
         client.feed(PgWireBackendMessage::NoticeResponse(NoticeResponse::from(info))).await?;
     }
-    if let Some((_, rows)) = &reply.rows {
+    if let Some(rows) = &reply.rows {
         let fields = session_fields(command, format)?;
         if describe == Describe::Yes {
             send_row_description(client, &fields).await?;
@@ -331,10 +331,7 @@ fn session_fields(command: &Command, format: &Format) -> Result<Vec<FieldInfo>> 
 }
 
 fn wrong_formats(formats: usize, columns: usize) -> Error {
-    Error::new(
-        Kind::Protocol,
-        format!("bind message has {formats} formats for {columns} columns or parameters"),
-    )
+    Error::new(Kind::Protocol, format!("bind message has {formats} formats for {columns} columns or parameters"))
 }
 
 /// Waits for the query path, or for a cancel request, or for the client to go.
@@ -406,14 +403,9 @@ fn not_called() -> PgWireError {
     PgWireError::from(Error::new(Kind::Bug, "a message took a way that does not exist; please report this"))
 }
 
-#[async_trait]
-impl QueryParser for Handler {
-    type Statement = Statement;
-
-    async fn parse_sql<C>(&self, client: &C, sql: &str, types: &[Option<Type>]) -> PgWireResult<Option<Statement>>
-    where
-        C: ClientInfo + Unpin + Send + Sync,
-    {
+impl Handler {
+    /// What a parse message prepares; `None` for an empty statement.
+    async fn parse(&self, status: TransactionStatus, sql: &str, types: &[Option<Type>]) -> Result<Option<Statement>> {
         let session = self.session()?;
         let statements = statement::split(sql);
         let sql = match statements.as_slice() {
@@ -421,30 +413,26 @@ impl QueryParser for Handler {
             [one] => *one,
             _ => {
                 let message = "cannot insert multiple commands into a prepared statement";
-                return Err(Error::new(Kind::Syntax, message).into());
+                return Err(Error::new(Kind::Syntax, message));
             }
         };
         let command = statement::classify(sql)?;
-        session.check(&command, client.transaction_status())?;
+        session.check(&command, status)?;
         let Command::Query { sql, tag } = &command else {
             return Ok(Some(Statement::Session(command)));
         };
         let declared: Vec<_> = types.iter().map(|declared| declared.as_ref().and_then(types::declared_type)).collect();
         let prepared = or_cancelled(session, session.connection.prepare_with_types(sql, &declared)).await?;
-        Ok(Some(Statement::Query { prepared, tag, declared: types.to_vec(), group: session.group() }))
+        Ok(Some(Statement::Query { prepared, tag: *tag, declared: types.to_vec(), group: session.group() }))
     }
+}
 
-    fn get_parameter_types(&self, statement: &Statement) -> PgWireResult<Vec<Type>> {
-        Ok(parameter_types(statement))
-    }
-
-    fn get_result_schema(&self, statement: &Statement, format: Option<&Format>) -> PgWireResult<Vec<FieldInfo>> {
-        let format = format.cloned().unwrap_or_default();
-        match statement {
-            Statement::Session(command) if columns(command).is_empty() => Ok(Vec::new()),
-            Statement::Session(command) => Ok(session_fields(command, &format)?),
-            Statement::Query { prepared, .. } => Ok(types::fields(prepared.schema(), &format)?),
-        }
+/// The columns that a statement answers with; none for most session statements.
+fn result_fields(statement: &Statement, format: &Format) -> Result<Vec<FieldInfo>> {
+    match statement {
+        Statement::Session(command) if columns(command).is_empty() => Ok(Vec::new()),
+        Statement::Session(command) => session_fields(command, format),
+        Statement::Query { prepared, .. } => types::fields(prepared.schema(), format),
     }
 }
 
@@ -453,7 +441,9 @@ fn parameter_types(statement: &Statement) -> Vec<Type> {
     let Statement::Query { prepared, declared, .. } = statement else {
         return Vec::new();
     };
-    let own = |index: usize| declared.get(index).cloned().flatten().filter(|declared| types::declared_type(declared).is_some());
+    let own = |index: usize| {
+        declared.get(index).cloned().flatten().filter(|declared| types::declared_type(declared).is_some())
+    };
     prepared
         .parameters()
         .iter()
@@ -465,10 +455,10 @@ fn parameter_types(statement: &Statement) -> Vec<Type> {
 #[async_trait]
 impl ExtendedQueryHandler for Handler {
     type Statement = Statement;
-    type QueryParser = HandlerParser;
+    type QueryParser = NoParser;
 
-    fn query_parser(&self) -> Arc<HandlerParser> {
-        Arc::new(HandlerParser)
+    fn query_parser(&self) -> Arc<NoParser> {
+        Arc::new(NoParser)
     }
 
     async fn on_parse<C>(&self, client: &mut C, message: Parse) -> PgWireResult<()>
@@ -481,7 +471,7 @@ impl ExtendedQueryHandler for Handler {
         let session = self.session()?;
         session.cancel.renew();
         let types: Vec<Option<Type>> = message.type_oids.iter().map(|oid| Type::from_oid(*oid)).collect();
-        let statement = self.parse_sql(client, &message.query, &types).await?;
+        let statement = self.parse(client.transaction_status(), &message.query, &types).await?;
         // An unnamed statement takes the place of the one before; a name is taken until it is closed.
         if let Some(name) = message.name.as_deref().filter(|name| !name.is_empty()) {
             session.add_statement(name)?;
@@ -548,7 +538,7 @@ impl ExtendedQueryHandler for Handler {
                 // PostgreSQL's zero means all.
                 let rows_max = usize::try_from(message.max_rows).ok().filter(|rows| *rows > 0).unwrap_or(usize::MAX);
                 let is_fresh = *group == session.group();
-                run_portal(session, client, &portal, prepared, is_fresh, tag, rows_max).await
+                run_portal(session, client, &portal, prepared, is_fresh, *tag, rows_max).await
             }
         }
     }
@@ -603,7 +593,7 @@ impl ExtendedQueryHandler for Handler {
         C::Error: Debug,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
-        let fields = self.get_result_schema(&target.statement, None)?;
+        let fields = result_fields(&target.statement, &Format::UnifiedText)?;
         if fields.is_empty() {
             return Ok(DescribeStatementResponse::no_data());
         }
@@ -622,7 +612,7 @@ impl ExtendedQueryHandler for Handler {
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
         let format = &target.result_column_format;
-        Ok(DescribePortalResponse::new(self.get_result_schema(&target.statement.statement, Some(format))?))
+        Ok(DescribePortalResponse::new(result_fields(&target.statement.statement, format)?))
     }
 
     async fn do_query<C>(
@@ -657,10 +647,8 @@ fn check_bind(message: &Bind, statement: &Statement) -> Result<()> {
         Statement::Session(command) => columns(command).len(),
         Statement::Query { prepared, .. } => prepared.schema().fields().len(),
     };
-    for (formats, of) in [
-        (&message.parameter_format_codes, parameters),
-        (&message.result_column_format_codes, columns),
-    ] {
+    for (formats, of) in [(&message.parameter_format_codes, parameters), (&message.result_column_format_codes, columns)]
+    {
         if formats.len() > 1 && formats.len() != of {
             return Err(wrong_formats(formats.len(), of));
         }
@@ -758,11 +746,11 @@ fn parameter_values(portal: &Portal<Statement>) -> Result<Vec<datafusion::common
         .collect()
 }
 
-/// pgwire asks for a parser of its own; ours is the handler itself, which [`Handler::on_parse`] calls.
-pub(super) struct HandlerParser;
+/// pgwire asks for a parser; ours needs the session, so [`Handler::on_parse`] does its work.
+pub(super) struct NoParser;
 
 #[async_trait]
-impl QueryParser for HandlerParser {
+impl QueryParser for NoParser {
     type Statement = Statement;
 
     async fn parse_sql<C>(&self, _client: &C, _sql: &str, _types: &[Option<Type>]) -> PgWireResult<Option<Statement>>

@@ -158,7 +158,9 @@ mod tests {
 
     #[test]
     fn a_malformed_numeric_is_an_error() {
-        for bytes in [&[][..], &[0, 1, 0, 0, 0, 0, 0, 0], &[0, 0, 0, 0, 0xC0, 0, 0, 0], &[0, 1, 0, 0, 0, 0, 0, 0, 0xff, 0xff]] {
+        for bytes in
+            [&[][..], &[0, 1, 0, 0, 0, 0, 0, 0], &[0, 0, 0, 0, 0xC0, 0, 0, 0], &[0, 1, 0, 0, 0, 0, 0, 0, 0xff, 0xff]]
+        {
             assert_eq!(read_binary(bytes).expect_err("malformed").kind(), Kind::InvalidValue);
         }
     }

@@ -57,8 +57,8 @@ struct Inner {
 /// What a session statement answers.
 pub(super) struct Reply {
     pub(super) tag: String,
-    /// `SHOW`: names of columns, and rows.
-    pub(super) rows: Option<(Vec<&'static str>, Vec<Vec<String>>)>,
+    /// `SHOW`: the rows; [`columns`] names their columns.
+    pub(super) rows: Option<Vec<Vec<String>>>,
     /// The state of the transaction afterwards; `None`: as before.
     pub(super) status: Option<TransactionStatus>,
     /// A warning, with its SQLSTATE.
@@ -126,7 +126,9 @@ impl Session {
     pub(super) async fn run(&self, command: &Command, status: TransactionStatus) -> Result<Reply> {
         self.check(command, status)?;
         match command {
-            Command::Query { .. } => Err(Error::new(Kind::Bug, "a query is not a session statement; please report this")),
+            Command::Query { .. } => {
+                Err(Error::new(Kind::Bug, "a query is not a session statement; please report this"))
+            }
             Command::Set { name, value, scope } => self.set(name, value, *scope, status).await,
             Command::Reset(name) => self.reset(name.as_deref()).await,
             Command::Show(name) => self.show(name.as_deref()),
@@ -171,11 +173,8 @@ impl Session {
     fn show(&self, name: Option<&str>) -> Result<Reply> {
         let settings = self.connection.settings();
         let rows = match name {
-            Some(name) => (vec!["value"], vec![vec![settings.show(name)?]]),
-            None => (
-                vec!["name", "setting"],
-                settings.all().into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect(),
-            ),
+            Some(name) => vec![vec![settings.show(name)?]],
+            None => settings.all().into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect(),
         };
         Ok(Reply { rows: Some(rows), ..Reply::done("SHOW") })
     }
@@ -227,7 +226,10 @@ impl Session {
         needs_transaction("savepoint", status)?;
         let mut inner = self.lock();
         if inner.savepoints.len() >= SAVEPOINTS_MAX {
-            return Err(Error::new(Kind::OutOfResources, format!("a transaction has at most {SAVEPOINTS_MAX} savepoints")));
+            return Err(Error::new(
+                Kind::OutOfResources,
+                format!("a transaction has at most {SAVEPOINTS_MAX} savepoints"),
+            ));
         }
         inner.savepoints.push(name.to_owned());
         Ok(Reply::done("SAVEPOINT"))
@@ -268,10 +270,9 @@ impl Session {
             Some(name) if inner.statements.remove(name) => {
                 Ok(Reply::done("DEALLOCATE").closing(Closes::Statements(vec![name.to_owned()])))
             }
-            Some(name) => Err(Error::new(
-                Kind::UndefinedStatement,
-                format!("prepared statement \"{name}\" does not exist"),
-            )),
+            Some(name) => {
+                Err(Error::new(Kind::UndefinedStatement, format!("prepared statement \"{name}\" does not exist")))
+            }
         }
     }
 
@@ -282,10 +283,7 @@ impl Session {
     pub(super) fn add_statement(&self, name: &str) -> Result<()> {
         let mut inner = self.lock();
         if inner.statements.contains(name) {
-            return Err(Error::new(
-                Kind::DuplicateStatement,
-                format!("prepared statement \"{name}\" already exists"),
-            ));
+            return Err(Error::new(Kind::DuplicateStatement, format!("prepared statement \"{name}\" already exists")));
         }
         if inner.statements.len() >= STATEMENTS_MAX {
             return Err(Error::new(

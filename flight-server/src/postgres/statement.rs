@@ -64,11 +64,7 @@ pub(super) fn split(text: &str) -> Vec<&str> {
         }
     }
     statements.push(&text[start..]);
-    statements
-        .into_iter()
-        .map(str::trim)
-        .filter(|statement| !is_blank(statement))
-        .collect()
+    statements.into_iter().map(str::trim).filter(|statement| !is_blank(statement)).collect()
 }
 
 /// Whether there is nothing but space and comments.
@@ -83,10 +79,7 @@ fn after_token(bytes: &[u8], at: usize) -> usize {
     match rest {
         [b'\'', ..] => after_quoted(bytes, at, b'\'', is_escape_string(bytes, at)),
         [b'"', ..] => after_quoted(bytes, at, b'"', false),
-        [b'-', b'-', ..] => rest
-            .iter()
-            .position(|byte| *byte == b'\n')
-            .map_or(bytes.len(), |end| at + end),
+        [b'-', b'-', ..] => rest.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |end| at + end),
         [b'/', b'*', ..] => after_comment(bytes, at),
         [b'$', ..] if at == 0 || !is_word_byte(bytes[at - 1]) => after_dollar_quoted(bytes, at),
         _ => at + 1,
@@ -268,9 +261,9 @@ pub(super) fn classify(sql: &str) -> Result<Command> {
         "declare" | "fetch" | "move" => Ok(Command::Unsupported(
             "sql cursors are not supported; read the result in portions by the driver's fetch size",
         )),
-        "prepare" | "execute" => Ok(Command::Unsupported(
-            "sql prepare and execute are not supported; use the driver's prepared statements",
-        )),
+        "prepare" | "execute" => {
+            Ok(Command::Unsupported("sql prepare and execute are not supported; use the driver's prepared statements"))
+        }
         "explain" => Ok(query(sql, "EXPLAIN")),
         _ => Ok(query(sql, "SELECT")),
     }
@@ -336,7 +329,9 @@ fn classify_set(rest: &[Word]) -> Result<Command> {
         [first, value] if first.is("role") && (value.is("none") || value.is("default")) => {
             Ok(Command::Nothing { tag: "SET" })
         }
-        [first, ..] if first.is("role") => Ok(Command::Unsupported("there are no roles to take on; connect as that user")),
+        [first, ..] if first.is("role") => {
+            Ok(Command::Unsupported("there are no roles to take on; connect as that user"))
+        }
         [first, second, value @ ..] if first.is("time") && second.is("zone") => set("TimeZone", value_text(value)?),
         [first, value @ ..] if first.is("names") => set("client_encoding", value_text(value)?),
         [name, assign, value @ ..] if *assign == Word::Sign('=') || assign.is("to") => {
@@ -349,13 +344,8 @@ fn classify_set(rest: &[Word]) -> Result<Command> {
 
 /// `… ISOLATION LEVEL REPEATABLE READ, READ ONLY`: what is kept of it is the level; everything is read-only anyway.
 fn transaction_mode(words: &[Word], prefix: &str) -> Command {
-    let level: Vec<String> = words
-        .iter()
-        .skip_while(|word| !word.is("level"))
-        .skip(1)
-        .map_while(Word::as_name)
-        .take(2)
-        .collect();
+    let level: Vec<String> =
+        words.iter().skip_while(|word| !word.is("level")).skip(1).map_while(Word::as_name).take(2).collect();
     let level = match level.first().map(String::as_str) {
         Some("serializable") => "serializable".to_owned(),
         Some(_) => level.join(" "),

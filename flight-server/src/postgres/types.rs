@@ -59,10 +59,7 @@ fn array_of(element: &Type, data_type: &DataType) -> Type {
         (Type::BYTEA, Type::BYTEA_ARRAY),
         (Type::TEXT, Type::TEXT_ARRAY),
     ];
-    arrays
-        .into_iter()
-        .find(|(scalar, _)| scalar == element)
-        .map_or(Type::TEXT, |(_, array)| array)
+    arrays.into_iter().find(|(scalar, _)| scalar == element).map_or(Type::TEXT, |(_, array)| array)
 }
 
 /// `pg_type.typlen`.
@@ -148,7 +145,9 @@ pub(super) fn declared_type(declared: &Type) -> Option<DataType> {
         Type::TIMESTAMP => DataType::Timestamp(TimeUnit::Microsecond, None),
         Type::TIMESTAMPTZ => DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
         Type::BYTEA => DataType::Binary,
-        Type::TEXT | Type::VARCHAR | Type::BPCHAR | Type::NAME | Type::UUID | Type::JSON | Type::JSONB => DataType::Utf8,
+        Type::TEXT | Type::VARCHAR | Type::BPCHAR | Type::NAME | Type::UUID | Type::JSON | Type::JSONB => {
+            DataType::Utf8
+        }
         _ => return None,
     })
 }

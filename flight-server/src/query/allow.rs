@@ -20,6 +20,10 @@ const NESTING_MAX: usize = 128;
 /// `Syntax`; `ReadOnly` for what would change something; `Forbidden` for what would reach files; `Unsupported` for the
 /// rest.
 pub(super) fn parse(sql: &str) -> Result<Statement> {
+    // In whatever spelling, also those that the parser does not know.
+    if sql.trim_start().get(..4).is_some_and(|word| word.eq_ignore_ascii_case("copy")) {
+        return Err(refuse_copy());
+    }
     let mut statements = DFParserBuilder::new(sql)
         .with_dialect(&GenericDialect {})
         .with_recursion_limit(NESTING_MAX)
@@ -78,10 +82,9 @@ fn check_ast(ast: &Ast) -> Result<()> {
         | Ast::NOTIFY { .. }
         | Ast::ShowSchemas { .. }
         | Ast::ShowDatabases { .. }
-        | Ast::ShowCatalogs { .. } => Err(Error::new(
-            Kind::Unsupported,
-            format!("{} is not supported here; use a query", verb(ast)),
-        )),
+        | Ast::ShowCatalogs { .. } => {
+            Err(Error::new(Kind::Unsupported, format!("{} is not supported here; use a query", verb(ast))))
+        }
         _ => Err(refuse_change(&verb(ast))),
     }
 }
@@ -124,10 +127,7 @@ fn refuse_change(verb: &str) -> Error {
 }
 
 fn refuse_copy() -> Error {
-    Error::new(
-        Kind::Forbidden,
-        "copy is refused: sql may not reach files; select the rows instead",
-    )
+    Error::new(Kind::Forbidden, "copy is refused: sql may not reach files; select the rows instead")
 }
 
 fn refuse_session(verb: &str) -> Error {
@@ -188,6 +188,7 @@ mod tests {
             ("create external table t stored as csv location '/etc/passwd'", "42501"),
             ("copy (select 1) to '/tmp/x.csv'", "42501"),
             ("copy t to '/tmp/x.parquet' stored as parquet", "42501"),
+            ("copy t from '/etc/passwd' with (format csv)", "42501"),
             ("set datafusion.execution.batch_size = 1", "0A000"),
             ("create function f() returns int return 1", "25006"),
             ("grant select on t to u", "25006"),

@@ -58,16 +58,8 @@ const EMPTY: [(&str, &[&str]); 10] = [
     ("pg_views", &["schemaname", "viewname", "viewowner", "definition"]),
 ];
 
-const FILLED: [&str; 8] = [
-    "pg_am",
-    "pg_attribute",
-    "pg_class",
-    "pg_database",
-    "pg_namespace",
-    "pg_roles",
-    "pg_tables",
-    "pg_type",
-];
+const FILLED: [&str; 8] =
+    ["pg_am", "pg_attribute", "pg_class", "pg_database", "pg_namespace", "pg_roles", "pg_tables", "pg_type"];
 
 #[async_trait]
 impl SchemaProvider for PgCatalog {
@@ -165,7 +157,11 @@ fn nulls(rows: usize) -> ArrayRef {
 
 fn empty(columns: &[&'static str]) -> Sheet {
     // Numbers are told by their names: oids and positions.
-    let is_text = |name: &str| ["name", "label", "bin", "description", "version", "owner", "definition", "contype"].iter().any(|text| name.contains(text));
+    let is_text = |name: &str| {
+        ["name", "label", "bin", "description", "version", "owner", "definition", "contype"]
+            .iter()
+            .any(|text| name.contains(text))
+    };
     columns.iter().map(|name| (*name, if is_text(name) { texts([""; 0]) } else { numbers([]) })).collect()
 }
 
@@ -354,6 +350,12 @@ pub(super) fn type_name(oid: i64) -> String {
         Some(element) => format!("{}[]", element.2),
         None => "???".to_owned(),
     }
+}
+
+/// The oid of a type by either of its names.
+pub(super) fn type_oid(name: &str) -> Option<i64> {
+    let name = name.strip_prefix("pg_catalog.").unwrap_or(name);
+    TYPES.iter().find(|kind| kind.1 == name || kind.2 == name).map(|kind| kind.0)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::{Array, ListArray, StringArray};
+use datafusion::arrow::array::{Array, Int64Array, ListArray, StringArray};
 use datafusion::arrow::buffer::OffsetBuffer;
 use datafusion::arrow::datatypes::{DataType, Field};
 use datafusion::common::{DataFusionError, ScalarValue};
@@ -30,8 +30,16 @@ pub(crate) fn version() -> String {
 /// Registers the functions of one connection.
 pub(super) fn register(state: &mut SessionState, settings: &Settings) -> Result<()> {
     let settings = Arc::new(settings.clone());
-    for function in all(&settings) {
-        state.register_udf(Arc::new(ScalarUDF::from(function)))?;
+    // Some functions (`now`, `to_timestamp`) keep the time zone that held when they were made.
+    let options = Arc::clone(state.config_options());
+    let with_zone: Vec<ScalarUDF> = state
+        .scalar_functions()
+        .values()
+        .filter_map(|function| function.inner().with_updated_config(&options))
+        .collect();
+    let own = all(&settings).into_iter().map(ScalarUDF::from);
+    for function in with_zone.into_iter().chain(own) {
+        state.register_udf(Arc::new(function))?;
     }
     Ok(())
 }
@@ -79,15 +87,12 @@ fn all(settings: &Arc<Settings>) -> Vec<SessionFunction> {
     let mut functions: Vec<SessionFunction> = nullary
         .into_iter()
         .map(|(name, value)| SessionFunction::new(name, Arity::None, Body::Constant(value)))
-        .chain(
-            anything
-                .into_iter()
-                .map(|(name, value)| SessionFunction::new(name, Arity::Any, Body::Constant(value))),
-        )
+        .chain(anything.into_iter().map(|(name, value)| SessionFunction::new(name, Arity::Any, Body::Constant(value))))
         .collect();
     functions.push(SessionFunction::new("current_setting", Arity::Any, Body::Setting(Arc::clone(settings))));
     functions.push(SessionFunction::new("current_schemas", Arity::Any, Body::Schemas(Arc::clone(settings))));
     functions.push(SessionFunction::new("format_type", Arity::Any, Body::FormatType));
+    functions.push(SessionFunction::new("to_regtype", Arity::Any, Body::TypeOid));
     functions
 }
 
@@ -118,6 +123,8 @@ enum Body {
     Schemas(Arc<Settings>),
     /// `format_type(oid, modifier)`.
     FormatType,
+    /// `to_regtype(name)`: the oid; NULL for a type that is not there.
+    TypeOid,
 }
 
 impl SessionFunction {
@@ -144,6 +151,7 @@ impl ScalarUDFImpl for SessionFunction {
         Ok(match &self.body {
             Body::Constant(value) => value.data_type(),
             Body::Setting(_) | Body::FormatType => DataType::Utf8,
+            Body::TypeOid => DataType::Int64,
             Body::Schemas(_) => DataType::List(Arc::new(Field::new_list_field(DataType::Utf8, true))),
         })
     }
@@ -151,12 +159,12 @@ impl ScalarUDFImpl for SessionFunction {
     fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> std::result::Result<ColumnarValue, DataFusionError> {
         match &self.body {
             Body::Constant(value) => Ok(ColumnarValue::Scalar(value.clone())),
-            Body::Setting(settings) => Ok(ColumnarValue::Scalar(ScalarValue::Utf8(current_setting(
-                settings,
-                &arguments.args,
-            )?))),
+            Body::Setting(settings) => {
+                Ok(ColumnarValue::Scalar(ScalarValue::Utf8(current_setting(settings, &arguments.args)?)))
+            }
             Body::Schemas(settings) => Ok(ColumnarValue::Scalar(schemas(settings))),
             Body::FormatType => format_type(&arguments),
+            Body::TypeOid => type_oid(&arguments),
         }
     }
 }
@@ -191,12 +199,20 @@ fn schemas(settings: &Settings) -> ScalarValue {
 
 fn format_type(arguments: &ScalarFunctionArgs) -> std::result::Result<ColumnarValue, DataFusionError> {
     let Some(oids) = arguments.args.first() else {
-        return Err(DataFusionError::Plan(
-            "invalid function call: format_type takes an oid and a modifier".to_owned(),
-        ));
+        return Err(DataFusionError::Plan("invalid function call: format_type takes an oid and a modifier".to_owned()));
     };
     let oids = oids.cast_to(&DataType::Int64, None)?.into_array(arguments.number_rows)?;
     let oids = datafusion::common::cast::as_int64_array(&oids)?;
     let names: StringArray = oids.iter().map(|oid| oid.map(catalogue::type_name)).collect();
     Ok(ColumnarValue::Array(Arc::new(names)))
+}
+
+fn type_oid(arguments: &ScalarFunctionArgs) -> std::result::Result<ColumnarValue, DataFusionError> {
+    let Some(names) = arguments.args.first() else {
+        return Err(DataFusionError::Plan("invalid function call: to_regtype takes the name of a type".to_owned()));
+    };
+    let names = names.cast_to(&DataType::Utf8, None)?.into_array(arguments.number_rows)?;
+    let names = datafusion::common::cast::as_string_array(&names)?;
+    let oids: Int64Array = names.iter().map(|name| name.and_then(catalogue::type_oid)).collect();
+    Ok(ColumnarValue::Array(Arc::new(oids)))
 }

@@ -101,11 +101,9 @@ mod tests {
             Field::new("d", dictionary.data_type().clone(), false),
             Field::new("i", instant.data_type().clone(), false),
         ]);
-        let batch = RecordBatch::try_new(
-            Arc::new(raw.clone()),
-            vec![Arc::new(text), Arc::new(dictionary), Arc::new(instant)],
-        )
-        .expect("columns fit");
+        let batch =
+            RecordBatch::try_new(Arc::new(raw.clone()), vec![Arc::new(text), Arc::new(dictionary), Arc::new(instant)])
+                .expect("columns fit");
 
         let schema = normalise_schema(&raw);
         let normal = normalise_batch(batch, &schema).expect("castable");
@@ -113,11 +111,7 @@ mod tests {
         assert_eq!(normal.schema(), schema);
         assert_eq!(
             schema.fields().iter().map(|field| field.data_type().clone()).collect::<Vec<_>>(),
-            vec![
-                DataType::Utf8,
-                DataType::Utf8,
-                DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
-            ]
+            vec![DataType::Utf8, DataType::Utf8, DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),]
         );
     }
 }

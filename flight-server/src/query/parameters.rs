@@ -4,10 +4,9 @@
 //! cast to that type before it takes its place, so that the schema of the rows does not depend on the values.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use datafusion::arrow::datatypes::{DataType, Field};
-use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::arrow::datatypes::DataType;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{DataFusionError, ParamValues, ScalarValue};
 use datafusion::logical_expr::expr::Placeholder;
 use datafusion::logical_expr::{Expr, LogicalPlan};
@@ -41,10 +40,7 @@ pub(super) fn find(plan: &LogicalPlan, declared: &[Option<DataType>]) -> Result<
                 .or(inferred)
                 .filter(|data_type| *data_type != DataType::Null)
                 .unwrap_or(DataType::Utf8);
-            Parameter {
-                number,
-                data_type: normalise_data_type(&data_type),
-            }
+            Parameter { number, data_type: normalise_data_type(&data_type) }
         })
         .collect();
     Ok(parameters)
@@ -58,11 +54,7 @@ pub(super) fn bind(plan: &LogicalPlan, parameters: &[Parameter], values: Vec<Sca
     if values.len() != parameters.len() {
         return Err(Error::new(
             Kind::InvalidParameter,
-            format!(
-                "the statement has {} parameters, and {} values were given",
-                parameters.len(),
-                values.len()
-            ),
+            format!("the statement has {} parameters, and {} values were given", parameters.len(), values.len()),
         ));
     }
     let values = values
@@ -96,10 +88,7 @@ fn cast(value: ScalarValue, parameter: &Parameter) -> Result<ScalarValue> {
     value.cast_to(&parameter.data_type).map_err(|error| {
         Error::with_source(
             Kind::InvalidValue,
-            format!(
-                "the value of parameter ${} cannot be read as {}",
-                parameter.number, parameter.data_type
-            ),
+            format!("the value of parameter ${} cannot be read as {}", parameter.number, parameter.data_type),
             error,
         )
     })
@@ -144,27 +133,4 @@ fn number_of(placeholder: &Placeholder) -> std::result::Result<usize, DataFusion
                 ),
             )))
         })
-}
-
-/// The plan with the type of each parameter written into its placeholders, so that analysis knows them.
-pub(super) fn typed(plan: LogicalPlan, parameters: &[Parameter]) -> Result<LogicalPlan> {
-    let typed = plan.transform_up_with_subqueries(|node| {
-        node.map_expressions(|expression| {
-            expression.transform_up(|part| match part {
-                Expr::Placeholder(placeholder) => {
-                    let number = number_of(&placeholder)?;
-                    let Some(parameter) = parameters.get(number - 1) else {
-                        return Ok(Transformed::no(Expr::Placeholder(placeholder)));
-                    };
-                    let field = Field::new(&placeholder.id, parameter.data_type.clone(), true);
-                    Ok(Transformed::yes(Expr::Placeholder(Placeholder::new_with_field(
-                        placeholder.id,
-                        Some(Arc::new(field)),
-                    ))))
-                }
-                other => Ok(Transformed::no(other)),
-            })
-        })
-    })?;
-    Ok(typed.data)
 }

@@ -12,8 +12,8 @@ use datafusion::sql::sqlparser::ast::Statement as Ast;
 use tokio_util::sync::CancellationToken;
 
 use super::running::Outcome;
-use super::stream::{Deadline, ResultStream, cancelled_error};
 use super::schemas::{CATALOG, search_schema};
+use super::stream::{Deadline, ResultStream, cancelled_error};
 use super::{
     Connection, Prepared, Settings, Snapshot, allow, check_length, functions, normalise_schema, parameters, rewrite,
     schemas,
@@ -52,11 +52,6 @@ pub(super) async fn prepare(
     let plan = session.statement_to_plan(statement).await?;
     allow::check_plan(&plan)?;
     let parameters = parameters::find(&plan, declared)?;
-    let plan = if parameters.is_empty() {
-        plan
-    } else {
-        parameters::typed(plan, &parameters)?
-    };
     let schema = schema_of(&session, parameters::bind_nulls(&plan, &parameters)?)?;
     Ok(Prepared {
         sql: sql.into(),
@@ -86,9 +81,7 @@ fn reads_heads(session: &SessionState, statement: &Statement) -> Result<bool> {
 fn schema_of(session: &SessionState, plan: LogicalPlan) -> Result<SchemaRef> {
     let analysed = match &plan {
         LogicalPlan::Explain(_) => plan,
-        _ => session
-            .analyzer()
-            .execute_and_check(plan, session.config_options(), |_, _| {})?,
+        _ => session.analyzer().execute_and_check(plan, session.config_options(), |_, _| {})?,
     };
     Ok(normalise_schema(analysed.schema().as_arrow()))
 }
@@ -101,23 +94,14 @@ pub(super) async fn execute(
 ) -> Result<ResultStream> {
     let engine = &connection.engine;
     let limits = engine.limits();
-    let limit = prepared
-        .settings
-        .statement_timeout
-        .map_or(limits.statement_timeout, |own| own.min(limits.statement_timeout));
+    let limit =
+        prepared.settings.statement_timeout.map_or(limits.statement_timeout, |own| own.min(limits.statement_timeout));
     let mut deadline = Deadline::after(limit);
-    let mut registration = engine
-        .shared
-        .registry
-        .enter(connection.door, &connection.user, Arc::clone(&prepared.sql));
+    let mut registration = engine.shared.registry.enter(connection.door, &connection.user, Arc::clone(&prepared.sql));
     match start(prepared, values, &mut deadline, registration.token()).await {
-        Ok(rows) => Ok(ResultStream::new(
-            Arc::clone(&prepared.schema),
-            rows,
-            registration,
-            deadline,
-            limits.batch_rows_max,
-        )),
+        Ok(rows) => {
+            Ok(ResultStream::new(Arc::clone(&prepared.schema), rows, registration, deadline, limits.batch_rows_max))
+        }
         Err(error) => {
             registration.ended(Outcome::of(&error));
             Err(error)

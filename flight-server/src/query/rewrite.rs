@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{
-    BinaryOperator, Expr, Function, FunctionArgumentList, FunctionArguments, Ident, ObjectName, ObjectNamePart,
-    Value, visit_expressions_mut,
+    BinaryOperator, DataType, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments,
+    Ident, ObjectName, ObjectNamePart, Value, visit_expressions_mut,
 };
 
 use crate::error::{Error, Kind, Result};
@@ -40,10 +40,7 @@ struct Placeholders {
 impl Placeholders {
     fn check(&self) -> Result<()> {
         if self.numbered && self.question_marks > 0 {
-            return Err(Error::new(
-                Kind::InvalidParameter,
-                "the statement mixes ? and $1 placeholders; use one kind",
-            ));
+            return Err(Error::new(Kind::InvalidParameter, "the statement mixes ? and $1 placeholders; use one kind"));
         }
         Ok(())
     }
@@ -71,30 +68,56 @@ fn rewrite_expression(expression: &mut Expr, placeholders: &mut Placeholders) {
                 *op = known;
             }
         }
+        // Types by PostgreSQL's names for them; the name of a type is a lookup and no cast.
+        Expr::Cast { expr, data_type, .. } => match custom_name(data_type).as_deref() {
+            Some("regtype") => *expression = call("format_type", vec![(**expr).clone(), null()]),
+            Some("text" | "name" | "char") => *data_type = DataType::Text,
+            Some("oid") => *data_type = DataType::BigInt(None),
+            _ => {}
+        },
         // There is one collation, by code point; psql names it in each of its patterns.
         Expr::Collate { expr, .. } => *expression = (**expr).clone(),
         // PostgreSQL has these as words without parentheses.
         Expr::Identifier(name) if name.quote_style.is_none() && is_word_function(&name.value) => {
-            *expression = call(&name.value.to_lowercase());
+            *expression = call(&name.value.to_lowercase(), Vec::new());
         }
         _ => {}
     }
 }
 
 fn is_word_function(name: &str) -> bool {
-    ["current_schema", "current_role"]
-        .iter()
-        .any(|word| name.eq_ignore_ascii_case(word))
+    ["current_schema", "current_role"].iter().any(|word| name.eq_ignore_ascii_case(word))
 }
 
-fn call(name: &str) -> Expr {
+/// The last part of a type's name that the parser does not know.
+fn custom_name(data_type: &DataType) -> Option<String> {
+    match data_type {
+        DataType::Custom(name, modifiers) if modifiers.is_empty() => match name.0.as_slice() {
+            [ObjectNamePart::Identifier(only)] => Some(only.value.to_lowercase()),
+            [ObjectNamePart::Identifier(schema), ObjectNamePart::Identifier(name)]
+                if schema.value.eq_ignore_ascii_case("pg_catalog") =>
+            {
+                Some(name.value.to_lowercase())
+            }
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn null() -> Expr {
+    Expr::value(Value::Null)
+}
+
+fn call(name: &str, arguments: Vec<Expr>) -> Expr {
+    let arguments = arguments.into_iter().map(|argument| FunctionArg::Unnamed(FunctionArgExpr::Expr(argument)));
     Expr::Function(Function {
         name: ObjectName::from(vec![Ident::new(name)]),
         uses_odbc_syntax: false,
         parameters: FunctionArguments::None,
         args: FunctionArguments::List(FunctionArgumentList {
             duplicate_treatment: None,
-            args: Vec::new(),
+            args: arguments.collect(),
             clauses: Vec::new(),
         }),
         filter: None,
@@ -146,17 +169,12 @@ mod tests {
         let cases = [
             ("select ?, ?", "SELECT $1, $2"),
             ("select $2, $1", "SELECT $2, $1"),
-            (
-                "select ?, $1",
-                "the statement mixes ? and $1 placeholders; use one kind",
-            ),
+            ("select ?, $1", "the statement mixes ? and $1 placeholders; use one kind"),
             ("select pg_catalog.version()", "SELECT version()"),
             ("select current_schema", "SELECT current_schema()"),
+            ("select oid::regtype::pg_catalog.text", "SELECT format_type(oid, NULL)::TEXT"),
             ("select \"current_schema\"", "SELECT \"current_schema\""),
-            (
-                "select a operator(pg_catalog.~) '^(x)$' collate pg_catalog.default from t",
-                "SELECT a ~ '^(x)$' FROM t",
-            ),
+            ("select a operator(pg_catalog.~) '^(x)$' collate pg_catalog.default from t", "SELECT a ~ '^(x)$' FROM t"),
         ];
         for (sql, expected) in cases {
             assert_eq!(rewritten(sql), expected, "{sql}");

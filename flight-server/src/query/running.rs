@@ -134,11 +134,7 @@ struct Entry {
 
 impl Registry {
     pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
-        Self {
-            clock,
-            next_id: AtomicU64::new(1),
-            inner: Mutex::new(Inner::default()),
-        }
+        Self { clock, next_id: AtomicU64::new(1), inner: Mutex::new(Inner::default()) }
     }
 
     /// Enters a statement; it stays until the entry is dropped.
@@ -155,13 +151,7 @@ impl Registry {
             cancel: cancel.clone(),
         };
         self.lock().running.insert(id, entry);
-        Registration {
-            registry: Arc::clone(self),
-            id,
-            rows,
-            cancel,
-            outcome: Outcome::Abandoned,
-        }
+        Registration { registry: Arc::clone(self), id, rows, cancel, outcome: Outcome::Abandoned }
     }
 
     pub(super) fn running(&self) -> Vec<RunningQuery> {

@@ -45,9 +45,7 @@ pub(super) fn is_pinned(catalog: &dyn CatalogProvider, schema: &str, table: &str
     match schema.strip_prefix(SEARCH_PREFIX) {
         None => is_pinned_schema(schema) && has(schema),
         // The first schema of the path that has it decides; one that moves may have it by now.
-        Some(path) => {
-            path.split(',').take_while(|name| is_pinned_schema(name)).any(has) && !table.starts_with("pg_")
-        }
+        Some(path) => path.split(',').take_while(|name| is_pinned_schema(name)).any(has) && !table.starts_with("pg_"),
     }
 }
 
@@ -62,16 +60,10 @@ fn is_pinned_schema(name: &str) -> bool {
 
 /// Puts the clients' view of the catalog into a session, and takes out what statements may not use.
 pub(super) fn install(context: &SessionContext) -> Result<()> {
-    let lake = context.catalog(CATALOG).ok_or_else(|| {
-        Error::new(
-            Kind::Bug,
-            "the session has no catalog named lake; please report this",
-        )
-    })?;
-    let visible = VisibleCatalog {
-        pg_catalog: Arc::new(catalogue::PgCatalog::new(Arc::clone(&lake))),
-        lake,
-    };
+    let lake = context
+        .catalog(CATALOG)
+        .ok_or_else(|| Error::new(Kind::Bug, "the session has no catalog named lake; please report this"))?;
+    let visible = VisibleCatalog { pg_catalog: Arc::new(catalogue::PgCatalog::new(Arc::clone(&lake))), lake };
     context.register_catalog(CATALOG, Arc::new(visible));
     let state = context.state();
     for name in state.table_functions().keys() {

@@ -132,10 +132,7 @@ impl Default for Settings {
 
 impl Settings {
     pub(super) fn of_user(user: &str) -> Self {
-        Self {
-            user: user.to_owned(),
-            ..Self::default()
-        }
+        Self { user: user.to_owned(), ..Self::default() }
     }
 
     /// Sets one, by PostgreSQL's rules: names without regard to case; a name with a dot that is not ours is anybody's.
@@ -163,10 +160,7 @@ impl Settings {
     /// Checks a value, applies what takes effect, and gives the form that is shown.
     fn take(&mut self, setting: &Known, value: &str) -> Result<String> {
         let refused = |expected: &str| {
-            Err(Error::new(
-                Kind::InvalidSetting,
-                format!("{} cannot be \"{value}\": {expected}", setting.name),
-            ))
+            Err(Error::new(Kind::InvalidSetting, format!("{} cannot be \"{value}\": {expected}", setting.name)))
         };
         match setting.takes {
             Takes::Text => Ok(value.to_owned()),
@@ -270,10 +264,7 @@ impl Settings {
 
     /// All of them with their values, by name.
     pub fn all(&self) -> Vec<(&'static str, String)> {
-        KNOWN
-            .iter()
-            .map(|setting| (setting.name, self.show(setting.name).unwrap_or_default()))
-            .collect()
+        KNOWN.iter().map(|setting| (setting.name, self.show(setting.name).unwrap_or_default())).collect()
     }
 }
 
@@ -299,10 +290,7 @@ fn find(lower: &str) -> Option<&'static Known> {
 }
 
 fn unknown(name: &str) -> Error {
-    Error::new(
-        Kind::UndefinedObject,
-        format!("unrecognized configuration parameter \"{name}\"; `show all` lists them"),
-    )
+    Error::new(Kind::UndefinedObject, format!("unrecognized configuration parameter \"{name}\"; `show all` lists them"))
 }
 
 fn switch(value: &str) -> Option<&'static str> {
@@ -366,10 +354,7 @@ mod tests {
         assert_eq!(canonical_time_zone("Etc/UTC").expect("known"), "UTC");
         assert_eq!(canonical_time_zone("+02:00").expect("known"), "+02:00");
         assert_eq!(canonical_time_zone("Europe/Berlin").expect("known"), "Europe/Berlin");
-        assert_eq!(
-            canonical_time_zone("Mars/Olympus").expect_err("unknown").kind(),
-            Kind::InvalidSetting
-        );
+        assert_eq!(canonical_time_zone("Mars/Olympus").expect_err("unknown").kind(), Kind::InvalidSetting);
     }
 
     #[test]

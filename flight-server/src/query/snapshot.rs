@@ -40,10 +40,7 @@ pub(super) struct Snapshots {
 
 impl Snapshots {
     pub(super) fn new(lake: Lake) -> Self {
-        Self {
-            lake,
-            newest: Mutex::new(None),
-        }
+        Self { lake, newest: Mutex::new(None) }
     }
 
     /// The snapshot of the newest publication: asks the lake each time (a poll of the next log entry), and makes a new
@@ -77,7 +74,9 @@ impl Snapshots {
             .ok_or_else(|| {
                 Error::new(
                     Kind::UndefinedObject,
-                    format!("publication {id} does not exist (any more); `select * from system.publications` lists them"),
+                    format!(
+                        "publication {id} does not exist (any more); `select * from system.publications` lists them"
+                    ),
                 )
             })?;
         Ok(Arc::new(self.make(Some(publication)).await?))

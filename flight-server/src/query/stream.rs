@@ -37,10 +37,7 @@ pub(super) struct Deadline {
 
 impl Deadline {
     pub(super) fn after(limit: Duration) -> Self {
-        Self {
-            sleep: Box::pin(tokio::time::sleep_until(Instant::now() + limit)),
-            limit,
-        }
+        Self { sleep: Box::pin(tokio::time::sleep_until(Instant::now() + limit)), limit }
     }
 
     /// Waits for the deadline, and gives the error that it means.

@@ -1,0 +1,6 @@
+//! The doors with real clients, on a lake in memory.
+
+mod console;
+mod flight;
+mod lake;
+mod postgres;
