@@ -75,9 +75,8 @@ impl Router {
             let builder = service::coordinator::services(builder, groups)?;
             Ok(builder.build()?)
         };
-        let routes = routes().map_err(|source| {
-            Error::with_source(ErrorKind::Bug, "the broker's routes cannot be set up", source)
-        })?;
+        let routes = routes()
+            .map_err(|source| Error::with_source(ErrorKind::Bug, "the broker's routes cannot be set up", source))?;
         Ok(Self { routes, records })
     }
 

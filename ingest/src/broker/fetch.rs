@@ -178,11 +178,7 @@ pub(super) async fn list_offsets(request: ListOffsetsRequest, records: &Records)
 }
 
 /// Offset and time; both -1 if nothing is as young as asked.
-async fn offset_of(
-    records: &Records,
-    topic: &str,
-    wanted: &ListOffsetsPartition,
-) -> Result<(i64, i64), ErrorCode> {
+async fn offset_of(records: &Records, topic: &str, wanted: &ListOffsetsPartition) -> Result<(i64, i64), ErrorCode> {
     let (partition, bounds) = place(records, topic, wanted.partition_index).await?;
     match wanted.timestamp {
         LATEST => Ok((bounds.high, -1)),

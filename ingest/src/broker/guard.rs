@@ -20,7 +20,7 @@ use tansu_sans_io::incremental_alter_configs_request::AlterConfigsResource;
 use tansu_sans_io::incremental_alter_configs_response::AlterConfigsResourceResponse;
 use tansu_sans_io::record::deflated::Batch;
 use tansu_storage::{
-    Error as StorageError, NamedGroupDetail, ProducerIdResponse, Request, RequestReceiver, Response, Topition,
+    Error as StorageError, NamedGroupDetail, ProducerIdResponse, Request, RequestReceiver, Response, TopicId, Topition,
     TxnAddPartitionsRequest, TxnAddPartitionsResponse,
 };
 use tokio::time::{MissedTickBehavior, interval};
@@ -108,11 +108,7 @@ impl Guard {
                     return self.forward(request).await;
                 }
             },
-            request @ Request::DeleteTopic(_) => {
-                let response = self.forward(request).await;
-                self.records.forget_partitions();
-                return response;
-            }
+            Request::DeleteTopic(topic) => Response::DeleteTopic(Ok(self.delete_topic(&topic).await)),
             Request::DeleteRecords(topics) => Response::DeleteRecords(Ok(self.delete_records(topics).await)),
             Request::IncrementalAlterResource(resource) => match list_operation(&resource) {
                 Some(setting) => Response::IncrementalAlterResponse(Ok(refuse_list_operation(&resource, &setting))),
@@ -127,9 +123,7 @@ impl Guard {
                 Response::DescribeGroups(Ok(self.describe_groups(group_ids.unwrap_or_default()).await))
             }
             // Clients are not told of transactions; these are for those that try all the same.
-            Request::TxnAddPartitions(request) => {
-                Response::TxnAddPartitions(Ok(refuse_partitions(&request)))
-            }
+            Request::TxnAddPartitions(request) => Response::TxnAddPartitions(Ok(refuse_partitions(&request))),
             Request::TxnAddOffsets { .. } => Response::TxnAddOffsets(Ok(ErrorCode::InvalidRequest)),
             Request::TxnEnd { .. } => Response::TxnEnd(Ok(ErrorCode::InvalidRequest)),
             Request::TxnOffsetCommit(_) => Response::TxnOffsetCommit(Err(StorageError::Api(ErrorCode::InvalidRequest))),
@@ -203,6 +197,21 @@ impl Guard {
         match self.records.partition(&topic.name, 0).await? {
             Some(_) => Err(StorageError::Api(ErrorCode::TopicAlreadyExists)),
             None => Ok(Uuid::nil()),
+        }
+    }
+
+    async fn delete_topic(&self, topic: &TopicId) -> ErrorCode {
+        let name = match topic {
+            TopicId::Name(name) => name.clone(),
+            TopicId::Id(id) => id.to_string(),
+        };
+        match self.records.delete_topic(&name).await {
+            Ok(true) => ErrorCode::None,
+            Ok(false) => ErrorCode::UnknownTopicOrPartition,
+            Err(error) => {
+                warn!(%error, name, "a topic cannot be deleted");
+                ErrorCode::KafkaStorageError
+            }
         }
     }
 
@@ -310,7 +319,8 @@ fn plain(transaction: Option<&str>, mut batch: Batch) -> Result<Batch, ErrorCode
     // Before it reads the records, the engine makes room for as many as the batch claims to have.
     let records = batch.record_count as usize;
     let claimed = i64::from(batch.last_offset_delta) + 1;
-    if records == 0 || i64::from(batch.record_count) != claimed || records > batch.record_data.len() / RECORD_BYTES_MIN {
+    if records == 0 || i64::from(batch.record_count) != claimed || records > batch.record_data.len() / RECORD_BYTES_MIN
+    {
         return Err(ErrorCode::InvalidRecord);
     }
     Ok(batch)
@@ -338,7 +348,7 @@ fn checked(topic: CreatableTopic) -> Result<CreatableTopic, ErrorCode> {
 }
 
 fn no_transactions() -> ProducerIdResponse {
-    ProducerIdResponse { error: ErrorCode::InvalidRequest, id: -1, epoch: -1 }
+    ProducerIdResponse { error: ErrorCode::UnsupportedVersion, id: -1, epoch: -1 }
 }
 
 fn refuse_partitions(request: &TxnAddPartitionsRequest) -> TxnAddPartitionsResponse {
@@ -357,7 +367,9 @@ fn list_operation(resource: &AlterConfigsResource) -> Option<String> {
 fn refuse_list_operation(resource: &AlterConfigsResource, setting: &str) -> AlterConfigsResourceResponse {
     AlterConfigsResourceResponse::default()
         .error_code(ErrorCode::InvalidRequest.into())
-        .error_message(Some(format!("{setting}: the embedded broker can set and delete settings, not append or subtract")))
+        .error_message(Some(format!(
+            "{setting}: the embedded broker can set and delete settings, not append or subtract"
+        )))
         .resource_type(resource.resource_type)
         .resource_name(resource.resource_name.clone())
 }

@@ -41,9 +41,7 @@ pub(super) fn produce_request(mut body: Bytes) -> Option<Result<ProduceRequest, 
             refused |= lifted.is_err();
             codes.push((index, lifted.as_ref().err().copied().unwrap_or(ErrorCode::InvalidRecord)));
             let batches = lifted.unwrap_or_default();
-            partitions.push(
-                PartitionProduceData::default().index(index).records(Some(deflated::Frame { batches })),
-            );
+            partitions.push(PartitionProduceData::default().index(index).records(Some(deflated::Frame { batches })));
         }
         refusals.push((name.clone(), codes));
         topics.push(TopicProduceData::default().name(name).partition_data(Some(partitions)));

@@ -155,10 +155,16 @@ impl Records {
 
     /// All partitions of this broker.
     pub(super) async fn all_partitions(&self) -> libsql::Result<Vec<PartitionId>> {
-        let sql = "select tp.id from cluster c join topic t on t.cluster = c.id \
-                   join topition tp on tp.topic = t.id where c.name = ?1";
+        self.partitions_where("?2 = 0", 0).await
+    }
+
+    async fn partitions_where(&self, condition: &str, value: i64) -> libsql::Result<Vec<PartitionId>> {
+        let sql = format!(
+            "select tp.id from cluster c join topic t on t.cluster = c.id \
+             join topition tp on tp.topic = t.id where c.name = ?1 and {condition}"
+        );
         let connection = self.connection()?;
-        let mut rows = connection.query(sql, [self.cluster.as_str()]).await?;
+        let mut rows = connection.query(&sql, (self.cluster.as_str(), value)).await?;
         let mut partitions = Vec::new();
         while let Some(row) = rows.next().await? {
             partitions.push(PartitionId(row.get(0)?));
@@ -213,6 +219,36 @@ impl Records {
         Ok(Bounds { low, high: bounds.high })
     }
 
+    /// Deletes a topic, named by its name or its UUID, and says whether it was there. The engine's own statement for it
+    /// deletes all topics. Only the guard may call it.
+    pub(super) async fn delete_topic(&self, topic: &str) -> libsql::Result<bool> {
+        let sql = "select t.id from cluster c join topic t on t.cluster = c.id \
+                   where c.name = ?1 and (t.name = ?2 or t.uuid = ?2)";
+        let row = self.first(sql, (self.cluster.as_str(), topic)).await?;
+        let Some(id) = row.and_then(|row| row.integer(0)) else { return Ok(false) };
+        // The records go first and bit by bit; should the process end in between, the topic is still there to delete.
+        for partition in self.partitions_where("t.id = ?2", id).await? {
+            self.trim(partition, i64::MAX).await?;
+        }
+        let connection = self.connection()?;
+        let transaction = connection.transaction().await?;
+        for table in ["watermark", "consumer_offset", "producer_detail", "header", "record"] {
+            let sql = format!("delete from {table} where topition in (select id from topition where topic = ?1)");
+            transaction.execute(&sql, [id]).await?;
+        }
+        for sql in [
+            "delete from topic_configuration where topic = ?1",
+            "delete from topition where topic = ?1",
+            "delete from topic where id = ?1",
+        ] {
+            transaction.execute(sql, [id]).await?;
+        }
+        transaction.commit().await?;
+        self.keep(connection);
+        self.forget_partitions();
+        Ok(true)
+    }
+
     /// Lets a producer go on under a newer epoch than the file knows. Clients raise it by themselves after an error, and
     /// a broker takes that as the start of a new sequence. Only the guard may call it.
     pub(super) async fn raise_producer_epoch(&self, producer_id: i64, epoch: i16) -> libsql::Result<()> {
@@ -246,7 +282,8 @@ impl Records {
         let mut rows = connection.query(sql, parameters).await?;
         let row = rows.next().await?;
         // A row reads from its statement, which must be done before somebody else gets the connection.
-        let values = row.map(|row| (0..row.column_count()).map(|column| row.get_value(column)).collect()).transpose()?;
+        let values =
+            row.map(|row| (0..row.column_count()).map(|column| row.get_value(column)).collect()).transpose()?;
         drop(rows);
         self.keep(connection);
         Ok(values.map(Values))

@@ -50,9 +50,8 @@ pub(super) fn supports(api_key: i16, api_version: i16) -> bool {
 
 /// The list as the answer to `ApiVersions`.
 pub(super) fn response(error_code: i16) -> ApiVersionsResponse {
-    let keys = SUPPORTED.iter().map(|(key, min, max)| {
-        ApiVersion::default().api_key(*key).min_version(*min).max_version(*max)
-    });
+    let keys =
+        SUPPORTED.iter().map(|(key, min, max)| ApiVersion::default().api_key(*key).min_version(*min).max_version(*max));
     ApiVersionsResponse::default()
         .error_code(error_code)
         .api_keys(Some(keys.collect()))
