@@ -193,7 +193,7 @@ async function refresh() {
     showDashboard(dashboard);
     text("lake", `lake ${status.lake}`);
     if (status.publication) {
-      showState("fresh", `publication #${status.publication.id}, ${age(status.publication.age_seconds)}`);
+      showState("fresh", `publication #${status.publication.id}, ${age(status.publication.age_seconds)}`, dashboard.notice);
     } else {
       showState("waiting", "waiting for the first build", "Waiting for the first build: there is no publication yet. The totals appear with it.");
     }

@@ -68,10 +68,8 @@ struct Shared {
 impl State {
     /// A console over this query path. On a loopback address it answers to names of this machine alone.
     pub fn new(engine: QueryEngine, addresses: Addresses) -> Self {
-        let host_check = match addresses.console.ip().is_loopback() {
-            true => HostCheck::LoopbackNames,
-            false => HostCheck::AnyName,
-        };
+        let is_loopback = addresses.console.ip().is_loopback();
+        let host_check = if is_loopback { HostCheck::LoopbackNames } else { HostCheck::AnyName };
         let shared = Shared {
             engine,
             addresses,
@@ -118,7 +116,10 @@ pub async fn serve(listener: TcpListener, state: State, token: CancellationToken
 }
 
 async fn unknown() -> Response {
-    failure(StatusCode::NOT_FOUND, "there is nothing here: / is the page, /api/v1/status and /api/v1/dashboard the data")
+    failure(
+        StatusCode::NOT_FOUND,
+        "there is nothing here: / is the page, /api/v1/status and /api/v1/dashboard the data",
+    )
 }
 
 /// An error as JSON.

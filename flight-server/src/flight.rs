@@ -12,6 +12,7 @@
 
 mod actions;
 mod connections;
+mod door;
 mod handles;
 mod metadata;
 mod parameters;
@@ -33,6 +34,7 @@ use tonic::transport::Server;
 
 use crate::error::{Error, Kind, Result};
 use crate::query::QueryEngine;
+use door::FlightSqlDoor;
 use service::Service;
 
 /// Settings of the Flight SQL door.
@@ -79,13 +81,14 @@ pub async fn serve(
     options: Options,
     token: CancellationToken,
 ) -> Result<()> {
-    let service = Service::new(engine, &options)
-        .map_err(|status| Error::new(Kind::Bug, format!("the flight sql service cannot start: {}", status.message())))?;
+    let service = Service::new(engine, &options).map_err(|status| {
+        Error::new(Kind::Bug, format!("the flight sql service cannot start: {}", status.message()))
+    })?;
     let incoming = connections::accept(listener, options.connections_max);
     let serving = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .add_service(FlightServiceServer::new(service))
+        .add_service(FlightServiceServer::new(FlightSqlDoor(service)))
         .serve_with_incoming_shutdown(incoming, token.clone().cancelled_owned());
     let overdue = async {
         token.cancelled().await;

@@ -155,7 +155,9 @@ fn integer(batch: &RecordBatch, column: usize, row: usize) -> Result<i64> {
 
 fn text(batch: &RecordBatch, column: usize, row: usize) -> Result<String> {
     let values = batch.column(column).as_string_opt::<i32>();
-    values.map(|values| values.value(row).to_owned()).ok_or_else(|| unexpected("a column that is no text", &batch.schema()))
+    values
+        .map(|values| values.value(row).to_owned())
+        .ok_or_else(|| unexpected("a column that is no text", &batch.schema()))
 }
 
 fn unexpected(what: &str, schema: &SchemaRef) -> Error {

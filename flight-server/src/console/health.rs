@@ -22,7 +22,9 @@ pub(super) async fn alive() -> Response {
 pub(super) async fn ready(Extract(state): Extract<State>) -> Response {
     let newest = state.shared.engine.lake().newest_publication(DEFAULT_GROUP);
     match tokio::time::timeout(PATIENCE, newest).await {
-        Ok(Ok(Some(publication))) => axum::Json(json!({ "ready": true, "publication": publication.id })).into_response(),
+        Ok(Ok(Some(publication))) => {
+            axum::Json(json!({ "ready": true, "publication": publication.id })).into_response()
+        }
         Ok(Ok(None)) => unready("there is no publication yet: waiting for the first build"),
         Ok(Err(error)) => unready(&format!("the lake cannot be read: {error}")),
         Err(_) => unready(&format!("the lake did not answer within {} s", PATIENCE.as_secs())),

@@ -70,7 +70,11 @@ fn publication(text: &mut Text, status: &Status) {
 }
 
 fn tables(text: &mut Text, status: &Status) {
-    text.family("table_rows", "gauge", "Rows of the published version, or of the head of a table that is not published.");
+    text.family(
+        "table_rows",
+        "gauge",
+        "Rows of the published version, or of the head of a table that is not published.",
+    );
     for table in &status.tables {
         if let Some(rows) = table.rows {
             text.sample("table_rows", &[("table", &table.name)], rows);

@@ -32,16 +32,18 @@ const OPTION_SCHEMA: &str = "schema";
 const SEARCH_PATH: &str = "search_path";
 const PUBLICATION: &str = "lakebeat.publication";
 
-/// What `ListActions` adds to arrow-flight's own list.
-pub(super) fn action_types() -> Vec<Result<ActionType, Status>> {
-    let named = |(name, description): (&str, &str)| {
-        Ok(ActionType { r#type: name.to_owned(), description: description.to_owned() })
-    };
+/// What `ListActions` answers: the actions that are done here.
+pub(super) fn action_types() -> Vec<ActionType> {
+    let named =
+        |(name, description): (&str, &str)| ActionType { r#type: name.to_owned(), description: description.to_owned() };
     [
+        ("CreatePreparedStatement", "Prepares a statement; its handle takes parameters and gives a FlightInfo."),
+        ("ClosePreparedStatement", "Forgets a prepared statement."),
+        ("CancelQuery", "Cancels the statement behind a FlightInfo (the older action)."),
+        (CANCEL_FLIGHT_INFO, "Cancels the statement behind a FlightInfo."),
         (SET_SESSION_OPTIONS, "Sets catalog, schema, or a setting such as TimeZone for the session."),
         (GET_SESSION_OPTIONS, "Returns the options of the session."),
         (CLOSE_SESSION, "Ends the session; its options are gone."),
-        (CANCEL_FLIGHT_INFO, "Cancels the statement behind a FlightInfo."),
     ]
     .map(named)
     .to_vec()
@@ -91,7 +93,11 @@ impl Service {
     }
 
     /// Sets what can be set and says which options cannot. A client without a session gets one, and its cookie.
-    async fn set_session_options(&self, metadata: &MetadataMap, body: &Bytes) -> Result<Response<ActionStream>, Status> {
+    async fn set_session_options(
+        &self,
+        metadata: &MetadataMap,
+        body: &Bytes,
+    ) -> Result<Response<ActionStream>, Status> {
         let request: SetSessionOptionsRequest = decode(body)?;
         let caller = self.sessions().caller(metadata)?;
         let opened = caller.is_shared().then(|| self.sessions().open(caller.user()));

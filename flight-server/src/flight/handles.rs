@@ -94,9 +94,8 @@ impl<T> Handles<T> {
     }
 
     fn parse(&self, handle: &[u8]) -> Result<Uuid, Status> {
-        Uuid::from_slice(handle).map_err(|_| {
-            Status::invalid_argument(format!("the {} handle is not one of this server's", self.noun))
-        })
+        Uuid::from_slice(handle)
+            .map_err(|_| Status::invalid_argument(format!("the {} handle is not one of this server's", self.noun)))
     }
 
     fn unknown(&self) -> Status {

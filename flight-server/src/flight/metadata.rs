@@ -116,7 +116,11 @@ fn schema_providers(snapshot: &Snapshot) -> Vec<(String, String, Arc<dyn SchemaP
 
 /// Type and columns of a table. Without `include_schema` the columns are not asked for, since opening a table can cost a
 /// read of its log.
-async fn describe(provider: &dyn SchemaProvider, table: &str, include_schema: bool) -> Result<(&'static str, SchemaRef), Status> {
+async fn describe(
+    provider: &dyn SchemaProvider,
+    table: &str,
+    include_schema: bool,
+) -> Result<(&'static str, SchemaRef), Status> {
     if !include_schema {
         let kind = provider.table_type(table).await.map_err(Error::from)?;
         return Ok((type_name(kind.unwrap_or(TableType::Base)), Arc::new(Schema::empty())));

@@ -36,17 +36,14 @@ pub(super) async fn read(stream: PeekableFlightDataStream, expected: usize) -> R
         append(&mut rows, &batch, expected)?;
     }
     let schema = batches.schema();
-    let types = schema.map_or_else(Vec::new, |schema| {
-        schema.fields().iter().map(|field| field.data_type().clone()).collect()
-    });
+    let types =
+        schema.map_or_else(Vec::new, |schema| schema.fields().iter().map(|field| field.data_type().clone()).collect());
     Ok(Binding { types, rows })
 }
 
 /// What `ActionCreatePreparedStatement` announces: one nullable field for each parameter, in order.
 pub(super) fn schema(parameters: &[Parameter]) -> Schema {
-    let field = |parameter: &Parameter| {
-        Field::new(format!("${}", parameter.number), parameter.data_type.clone(), true)
-    };
+    let field = |parameter: &Parameter| Field::new(format!("${}", parameter.number), parameter.data_type.clone(), true);
     Schema::new(parameters.iter().map(field).collect::<Vec<_>>())
 }
 

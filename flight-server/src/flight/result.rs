@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use arrow::array::{Array, RecordBatch};
 use arrow::datatypes::SchemaRef;
+use arrow::ipc::writer::IpcWriteOptions;
 use arrow_flight::encode::{FlightDataEncoder, FlightDataEncoderBuilder};
 use arrow_flight::error::FlightError;
 use arrow_flight::{FlightData, IpcMessage, SchemaAsIpc};
-use arrow::ipc::writer::IpcWriteOptions;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt, TryStreamExt};
@@ -65,10 +65,7 @@ fn respond(
     schema: &SchemaRef,
     batches: BoxStream<'static, std::result::Result<RecordBatch, FlightError>>,
 ) -> Response<FlightStream> {
-    let pieces = batches
-        .map_ok(|batch| stream::iter(pieces(batch, MESSAGE_BYTES_MAX)).map(Ok))
-        .try_flatten()
-        .boxed();
+    let pieces = batches.map_ok(|batch| stream::iter(pieces(batch, MESSAGE_BYTES_MAX)).map(Ok)).try_flatten().boxed();
     Response::new(Box::pin(encoder(schema, pieces).map_err(Status::from)))
 }
 
@@ -164,7 +161,16 @@ mod tests {
         assert!(parts.iter().all(|part| slice_bytes(part) <= 3000));
         let joined: Vec<String> = parts
             .iter()
-            .flat_map(|part| part.column(0).as_any().downcast_ref::<StringArray>().expect("text").iter().flatten().map(str::to_owned).collect::<Vec<_>>())
+            .flat_map(|part| {
+                part.column(0)
+                    .as_any()
+                    .downcast_ref::<StringArray>()
+                    .expect("text")
+                    .iter()
+                    .flatten()
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>()
+            })
             .collect();
         assert_eq!(joined, words);
     }

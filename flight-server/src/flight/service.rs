@@ -19,20 +19,20 @@ use arrow_flight::sql::{
     CommandStatementQuery, CommandStatementUpdate, DoPutPreparedStatementResult, ProstMessageExt, SqlInfo,
     TicketStatementQuery,
 };
-use arrow_flight::{
-    Action, ActionType, FlightDescriptor, FlightEndpoint, FlightInfo, HandshakeRequest, HandshakeResponse, Ticket,
-};
+use arrow_flight::{Action, FlightDescriptor, FlightEndpoint, FlightInfo, HandshakeRequest, HandshakeResponse, Ticket};
+use bytes::Bytes;
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt};
 use prost::Message;
 use std::pin::Pin;
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::handles::Handles;
 use super::result::{FlightStream, one_batch, rows, schema_bytes, wire_schema};
 use super::session::{Session, Sessions};
 use super::statement::{Planned, PreparedStatement};
-use super::{Options, actions, internal, metadata, parameters, sql_info, status, type_info};
+use super::{Options, internal, metadata, parameters, sql_info, status, type_info};
 use crate::query::QueryEngine;
 
 /// The answer to DoAction.
@@ -42,7 +42,6 @@ type HandshakeStream = Pin<Box<dyn Stream<Item = Result<HandshakeResponse, Statu
 
 /// What all connections to the door share.
 pub(super) struct Service {
-    engine: QueryEngine,
     sessions: Sessions,
     /// Planned statements that wait for DoGet.
     tickets: Handles<Planned>,
@@ -54,16 +53,15 @@ pub(super) struct Service {
 
 impl Service {
     pub(super) fn new(engine: QueryEngine, options: &Options) -> Result<Self, Status> {
-        let clock = engine.lake().clock();
+        let clock = Arc::clone(engine.lake().clock());
         let state = engine.lake().session_factory().context().state();
         let lifetime_ms = i32::try_from(options.handle_lifetime.as_millis()).unwrap_or(i32::MAX);
         Ok(Self {
-            sessions: Sessions::new(engine.clone(), options.sessions_max, options.session_lifetime),
-            tickets: Handles::new("ticket", options.handles_max, options.handle_lifetime, Arc::clone(clock)),
-            prepared: Handles::new("prepared statement", options.handles_max, options.handle_lifetime, Arc::clone(clock)),
+            sessions: Sessions::new(engine, options.sessions_max, options.session_lifetime),
+            tickets: Handles::new("ticket", options.handles_max, options.handle_lifetime, Arc::clone(&clock)),
+            prepared: Handles::new("prepared statement", options.handles_max, options.handle_lifetime, clock),
             sql_info: sql_info::build(&sql_info::Functions::of(&state), lifetime_ms).map_err(internal)?,
             type_info: type_info::build().map_err(internal)?,
-            engine,
         })
     }
 
@@ -75,33 +73,46 @@ impl Service {
         &self.tickets
     }
 
+    /// The schema of a statement, which is planned for it and not kept.
+    pub(super) async fn schema_of_statement(&self, sql: &str, metadata: &MetadataMap) -> Result<Bytes, Status> {
+        let session = self.sessions.caller(metadata)?;
+        let prepared = session.connection.prepare(sql).await.map_err(status)?;
+        schema_bytes(&wire_schema(prepared.schema()))
+    }
+
     fn caller<T>(&self, request: &Request<T>) -> Result<Arc<Session>, Status> {
         self.sessions.caller(request.metadata())
     }
 
     /// Keeps a planned statement and announces it: its schema, and a ticket that only this user may redeem.
-    fn announce(&self, session: &Session, planned: Planned, request: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
+    fn announce(
+        &self,
+        session: &Session,
+        planned: Planned,
+        request: Request<FlightDescriptor>,
+    ) -> Result<Response<FlightInfo>, Status> {
         let schema = wire_schema(planned.schema());
         let statement_handle = self.tickets.insert(session.user(), planned)?;
         flight_info(&TicketStatementQuery { statement_handle }, &schema, request)
     }
 
     /// Announces a metadata command, which is its own ticket: its answer is made when it is fetched.
-    fn announce_metadata<T>(
+    fn announce_metadata(
         &self,
         command: &impl ProstMessageExt,
         schema: &SchemaRef,
-        request: Request<T>,
-    ) -> Result<Response<FlightInfo>, Status>
-    where
-        T: Into<FlightDescriptor>,
-    {
+        request: Request<FlightDescriptor>,
+    ) -> Result<Response<FlightInfo>, Status> {
         self.caller(&request)?;
-        flight_info(command, &wire_schema(schema), request.map(Into::into))
+        flight_info(command, &wire_schema(schema), request)
     }
 }
 
-fn flight_info(command: &impl ProstMessageExt, schema: &Schema, request: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
+fn flight_info(
+    command: &impl ProstMessageExt,
+    schema: &Schema,
+    request: Request<FlightDescriptor>,
+) -> Result<Response<FlightInfo>, Status> {
     let ticket = Ticket { ticket: command.as_any().encode_to_vec().into() };
     // No location: the ticket is good here and nowhere else.
     let endpoint = FlightEndpoint { ticket: Some(ticket), ..FlightEndpoint::default() };
@@ -126,7 +137,10 @@ fn refuse_write(what: impl Display) -> Status {
 impl FlightSqlService for Service {
     type FlightService = Self;
 
-    async fn do_handshake(&self, request: Request<Streaming<HandshakeRequest>>) -> Result<Response<HandshakeStream>, Status> {
+    async fn do_handshake(
+        &self,
+        request: Request<Streaming<HandshakeRequest>>,
+    ) -> Result<Response<HandshakeStream>, Status> {
         let token = self.sessions.log_in(request.metadata())?;
         let header = format!("Bearer {token}").parse().map_err(internal)?;
         let answer = HandshakeResponse { protocol_version: 0, payload: token.into() };
@@ -146,7 +160,11 @@ impl FlightSqlService for Service {
         self.announce(&session, planned, request)
     }
 
-    async fn do_get_statement(&self, ticket: TicketStatementQuery, request: Request<Ticket>) -> Result<Response<FlightStream>, Status> {
+    async fn do_get_statement(
+        &self,
+        ticket: TicketStatementQuery,
+        request: Request<Ticket>,
+    ) -> Result<Response<FlightStream>, Status> {
         let session = self.caller(&request)?;
         rows(self.tickets.get(&ticket.statement_handle, session.user())?).await
     }
@@ -160,7 +178,7 @@ impl FlightSqlService for Service {
         let statement = PreparedStatement::of_text(Arc::clone(&session), &query.query).await.map_err(status)?;
         let prepared = statement.prepared();
         let parameter_schema = match prepared.parameters() {
-            [] => bytes::Bytes::new(),
+            [] => Bytes::new(),
             parameters => schema_bytes(&parameters::schema(parameters))?,
         };
         Ok(ActionCreatePreparedStatementResult {
@@ -221,8 +239,9 @@ impl FlightSqlService for Service {
         request: Request<Action>,
     ) -> Result<ActionCancelQueryResult, Status> {
         let session = self.caller(&request)?;
-        let info = FlightInfo::decode(query.info)
-            .map_err(|error| Status::invalid_argument(format!("the FlightInfo to cancel cannot be decoded: {error}")))?;
+        let info = FlightInfo::decode(query.info).map_err(|error| {
+            Status::invalid_argument(format!("the FlightInfo to cancel cannot be decoded: {error}"))
+        })?;
         // The two enumerations have the same numbers.
         let result = self.cancel(session.user(), info)? as i32;
         Ok(ActionCancelQueryResult { result })
@@ -232,125 +251,225 @@ impl FlightSqlService for Service {
         self.act(request.metadata(), request.get_ref()).await
     }
 
-    async fn list_custom_actions(&self) -> Option<Vec<Result<ActionType, Status>>> {
-        Some(actions::action_types())
-    }
-
-    async fn get_flight_info_catalogs(&self, query: CommandGetCatalogs, request: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
+    async fn get_flight_info_catalogs(
+        &self,
+        query: CommandGetCatalogs,
+        request: Request<FlightDescriptor>,
+    ) -> Result<Response<FlightInfo>, Status> {
         self.announce_metadata(&query, &query.into_builder().schema(), request)
     }
 
-    async fn do_get_catalogs(&self, _query: CommandGetCatalogs, request: Request<Ticket>) -> Result<Response<FlightStream>, Status> {
+    async fn do_get_catalogs(
+        &self,
+        _query: CommandGetCatalogs,
+        request: Request<Ticket>,
+    ) -> Result<Response<FlightStream>, Status> {
         let session = self.caller(&request)?;
         let snapshot = session.connection.snapshot().await.map_err(status)?;
         Ok(one_batch(metadata::catalogs(&snapshot)?))
     }
 
-    async fn get_flight_info_schemas(&self, query: CommandGetDbSchemas, request: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
+    async fn get_flight_info_schemas(
+        &self,
+        query: CommandGetDbSchemas,
+        request: Request<FlightDescriptor>,
+    ) -> Result<Response<FlightInfo>, Status> {
         self.announce_metadata(&query, &query.clone().into_builder().schema(), request)
     }
 
-    async fn do_get_schemas(&self, query: CommandGetDbSchemas, request: Request<Ticket>) -> Result<Response<FlightStream>, Status> {
+    async fn do_get_schemas(
+        &self,
+        query: CommandGetDbSchemas,
+        request: Request<Ticket>,
+    ) -> Result<Response<FlightStream>, Status> {
         let session = self.caller(&request)?;
         let snapshot = session.connection.snapshot().await.map_err(status)?;
         Ok(one_batch(metadata::schemas(&snapshot, query)?))
     }
 
-    async fn get_flight_info_tables(&self, query: CommandGetTables, request: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
+    async fn get_flight_info_tables(
+        &self,
+        query: CommandGetTables,
+        request: Request<FlightDescriptor>,
+    ) -> Result<Response<FlightInfo>, Status> {
         self.announce_metadata(&query, &metadata::tables_schema(&query), request)
     }
 
-    async fn do_get_tables(&self, query: CommandGetTables, request: Request<Ticket>) -> Result<Response<FlightStream>, Status> {
+    async fn do_get_tables(
+        &self,
+        query: CommandGetTables,
+        request: Request<Ticket>,
+    ) -> Result<Response<FlightStream>, Status> {
         let session = self.caller(&request)?;
         let snapshot = session.connection.snapshot().await.map_err(status)?;
         Ok(one_batch(metadata::tables(&snapshot, query).await?))
     }
 
-    async fn get_flight_info_table_types(&self, query: CommandGetTableTypes, request: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
+    async fn get_flight_info_table_types(
+        &self,
+        query: CommandGetTableTypes,
+        request: Request<FlightDescriptor>,
+    ) -> Result<Response<FlightInfo>, Status> {
         self.announce_metadata(&query, &query.into_builder().schema(), request)
     }
 
-    async fn do_get_table_types(&self, _query: CommandGetTableTypes, request: Request<Ticket>) -> Result<Response<FlightStream>, Status> {
+    async fn do_get_table_types(
+        &self,
+        _query: CommandGetTableTypes,
+        request: Request<Ticket>,
+    ) -> Result<Response<FlightStream>, Status> {
         self.caller(&request)?;
         Ok(one_batch(metadata::table_types()?))
     }
 
-    async fn get_flight_info_sql_info(&self, query: CommandGetSqlInfo, request: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
+    async fn get_flight_info_sql_info(
+        &self,
+        query: CommandGetSqlInfo,
+        request: Request<FlightDescriptor>,
+    ) -> Result<Response<FlightInfo>, Status> {
         self.announce_metadata(&query, &self.sql_info.schema(), request)
     }
 
-    async fn do_get_sql_info(&self, query: CommandGetSqlInfo, request: Request<Ticket>) -> Result<Response<FlightStream>, Status> {
+    async fn do_get_sql_info(
+        &self,
+        query: CommandGetSqlInfo,
+        request: Request<Ticket>,
+    ) -> Result<Response<FlightStream>, Status> {
         self.caller(&request)?;
         Ok(one_batch(self.sql_info.record_batch(query.info).map_err(internal)?))
     }
 
-    async fn get_flight_info_xdbc_type_info(&self, query: CommandGetXdbcTypeInfo, request: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
+    async fn get_flight_info_xdbc_type_info(
+        &self,
+        query: CommandGetXdbcTypeInfo,
+        request: Request<FlightDescriptor>,
+    ) -> Result<Response<FlightInfo>, Status> {
         self.announce_metadata(&query, &self.type_info.schema(), request)
     }
 
-    async fn do_get_xdbc_type_info(&self, query: CommandGetXdbcTypeInfo, request: Request<Ticket>) -> Result<Response<FlightStream>, Status> {
+    async fn do_get_xdbc_type_info(
+        &self,
+        query: CommandGetXdbcTypeInfo,
+        request: Request<Ticket>,
+    ) -> Result<Response<FlightStream>, Status> {
         self.caller(&request)?;
         Ok(one_batch(self.type_info.record_batch(query.data_type).map_err(internal)?))
     }
 
-    async fn get_flight_info_primary_keys(&self, query: CommandGetPrimaryKeys, request: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
+    async fn get_flight_info_primary_keys(
+        &self,
+        query: CommandGetPrimaryKeys,
+        request: Request<FlightDescriptor>,
+    ) -> Result<Response<FlightInfo>, Status> {
         self.announce_metadata(&query, &metadata::no_primary_keys().schema(), request)
     }
 
-    async fn do_get_primary_keys(&self, _query: CommandGetPrimaryKeys, request: Request<Ticket>) -> Result<Response<FlightStream>, Status> {
+    async fn do_get_primary_keys(
+        &self,
+        _query: CommandGetPrimaryKeys,
+        request: Request<Ticket>,
+    ) -> Result<Response<FlightStream>, Status> {
         self.empty(metadata::no_primary_keys(), &request)
     }
 
-    async fn get_flight_info_exported_keys(&self, query: CommandGetExportedKeys, request: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
+    async fn get_flight_info_exported_keys(
+        &self,
+        query: CommandGetExportedKeys,
+        request: Request<FlightDescriptor>,
+    ) -> Result<Response<FlightInfo>, Status> {
         self.announce_metadata(&query, &metadata::no_foreign_keys().schema(), request)
     }
 
-    async fn do_get_exported_keys(&self, _query: CommandGetExportedKeys, request: Request<Ticket>) -> Result<Response<FlightStream>, Status> {
+    async fn do_get_exported_keys(
+        &self,
+        _query: CommandGetExportedKeys,
+        request: Request<Ticket>,
+    ) -> Result<Response<FlightStream>, Status> {
         self.empty(metadata::no_foreign_keys(), &request)
     }
 
-    async fn get_flight_info_imported_keys(&self, query: CommandGetImportedKeys, request: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
+    async fn get_flight_info_imported_keys(
+        &self,
+        query: CommandGetImportedKeys,
+        request: Request<FlightDescriptor>,
+    ) -> Result<Response<FlightInfo>, Status> {
         self.announce_metadata(&query, &metadata::no_foreign_keys().schema(), request)
     }
 
-    async fn do_get_imported_keys(&self, _query: CommandGetImportedKeys, request: Request<Ticket>) -> Result<Response<FlightStream>, Status> {
+    async fn do_get_imported_keys(
+        &self,
+        _query: CommandGetImportedKeys,
+        request: Request<Ticket>,
+    ) -> Result<Response<FlightStream>, Status> {
         self.empty(metadata::no_foreign_keys(), &request)
     }
 
-    async fn get_flight_info_cross_reference(&self, query: CommandGetCrossReference, request: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
+    async fn get_flight_info_cross_reference(
+        &self,
+        query: CommandGetCrossReference,
+        request: Request<FlightDescriptor>,
+    ) -> Result<Response<FlightInfo>, Status> {
         self.announce_metadata(&query, &metadata::no_foreign_keys().schema(), request)
     }
 
-    async fn do_get_cross_reference(&self, _query: CommandGetCrossReference, request: Request<Ticket>) -> Result<Response<FlightStream>, Status> {
+    async fn do_get_cross_reference(
+        &self,
+        _query: CommandGetCrossReference,
+        request: Request<Ticket>,
+    ) -> Result<Response<FlightStream>, Status> {
         self.empty(metadata::no_foreign_keys(), &request)
     }
 
-    async fn do_put_statement_update(&self, ticket: CommandStatementUpdate, request: Request<PeekableFlightDataStream>) -> Result<i64, Status> {
+    async fn do_put_statement_update(
+        &self,
+        ticket: CommandStatementUpdate,
+        request: Request<PeekableFlightDataStream>,
+    ) -> Result<i64, Status> {
         self.caller(&request)?;
         let verb = ticket.query.split_whitespace().next().unwrap_or("a statement").to_lowercase();
         Err(refuse_write(format_args!("{verb} (an update)")))
     }
 
-    async fn do_put_prepared_statement_update(&self, _query: CommandPreparedStatementUpdate, request: Request<PeekableFlightDataStream>) -> Result<i64, Status> {
+    async fn do_put_prepared_statement_update(
+        &self,
+        _query: CommandPreparedStatementUpdate,
+        request: Request<PeekableFlightDataStream>,
+    ) -> Result<i64, Status> {
         self.caller(&request)?;
         Err(refuse_write("an update by prepared statement"))
     }
 
-    async fn do_put_statement_ingest(&self, ticket: CommandStatementIngest, request: Request<PeekableFlightDataStream>) -> Result<i64, Status> {
+    async fn do_put_statement_ingest(
+        &self,
+        ticket: CommandStatementIngest,
+        request: Request<PeekableFlightDataStream>,
+    ) -> Result<i64, Status> {
         self.caller(&request)?;
         Err(refuse_write(format_args!("bulk ingestion into \"{}\"", ticket.table)))
     }
 
-    async fn do_put_fallback(&self, request: Request<PeekableFlightDataStream>, message: Any) -> Result<Response<<Self as FlightService>::DoPutStream>, Status> {
+    async fn do_put_fallback(
+        &self,
+        request: Request<PeekableFlightDataStream>,
+        message: Any,
+    ) -> Result<Response<<Self as FlightService>::DoPutStream>, Status> {
         self.caller(&request)?;
         Err(refuse_write(format_args!("the command {}", message.type_url)))
     }
 
-    async fn do_put_error_callback(&self, _request: Request<PeekableFlightDataStream>, error: DoPutError) -> Result<Response<<Self as FlightService>::DoPutStream>, Status> {
+    async fn do_put_error_callback(
+        &self,
+        _request: Request<PeekableFlightDataStream>,
+        error: DoPutError,
+    ) -> Result<Response<<Self as FlightService>::DoPutStream>, Status> {
         Err(Status::invalid_argument(format!("DoPut says not what it is for: {error}")))
     }
 
-    async fn do_action_begin_transaction(&self, _query: ActionBeginTransactionRequest, request: Request<Action>) -> Result<ActionBeginTransactionResult, Status> {
+    async fn do_action_begin_transaction(
+        &self,
+        _query: ActionBeginTransactionRequest,
+        request: Request<Action>,
+    ) -> Result<ActionBeginTransactionResult, Status> {
         self.caller(&request)?;
         Err(Status::unimplemented(
             "transactions are not supported by this door: each statement reads one publication, and nothing is written",

@@ -108,13 +108,12 @@ impl Sessions {
     pub(super) fn caller(&self, metadata: &MetadataMap) -> Result<Arc<Session>, Status> {
         match credentials(metadata)? {
             Credentials::Bearer { token } => Ok(self.named(&token)),
-            Credentials::Basic { user } => Ok(Arc::new(Session {
-                connection: self.engine.connect(Door::Flight, &user),
-                key: None,
-            })),
-            Credentials::Nothing => Ok(cookie(metadata)
-                .and_then(|key| self.find(key))
-                .unwrap_or_else(|| Arc::clone(&self.shared))),
+            Credentials::Basic { user } => {
+                Ok(Arc::new(Session { connection: self.engine.connect(Door::Flight, &user), key: None }))
+            }
+            Credentials::Nothing => {
+                Ok(cookie(metadata).and_then(|key| self.find(key)).unwrap_or_else(|| Arc::clone(&self.shared)))
+            }
         }
     }
 

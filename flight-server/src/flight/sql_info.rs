@@ -196,7 +196,10 @@ fn conversions() -> BTreeMap<i32, Vec<i32>> {
     let with_text = |more: &[i32]| numbers.iter().chain([&text]).chain(more).copied().collect::<Vec<_>>();
     let mut map: BTreeMap<i32, Vec<i32>> = numbers.iter().map(|number| (*number, with_text(&[bit]))).collect();
     map.insert(bit, with_text(&[bit]));
-    map.insert(text, with_text(&[bit, date, timestamp, Convert::SqlConvertTime as i32, Convert::SqlConvertVarbinary as i32]));
+    map.insert(
+        text,
+        with_text(&[bit, date, timestamp, Convert::SqlConvertTime as i32, Convert::SqlConvertVarbinary as i32]),
+    );
     map.insert(date, vec![text, date, timestamp]);
     map.insert(timestamp, vec![text, date, timestamp, Convert::SqlConvertTime as i32]);
     map
@@ -219,7 +222,9 @@ impl Functions {
             let section = function.documentation().map_or("", |documentation| documentation.doc_section.label);
             let group = match section {
                 "Math Functions" => &mut functions.numeric,
-                "String Functions" | "Regular Expression Functions" | "Binary String Functions" => &mut functions.string,
+                "String Functions" | "Regular Expression Functions" | "Binary String Functions" => {
+                    &mut functions.string
+                }
                 "Time and Date Functions" => &mut functions.datetime,
                 _ => &mut functions.system,
             };

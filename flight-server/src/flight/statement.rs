@@ -126,7 +126,11 @@ impl PreparedStatement {
                 Some(if open { bound.clone() } else { parameter.data_type.clone() })
             })
             .collect();
-        let unchanged = prepared.parameters().iter().zip(&types).all(|(parameter, data_type)| Some(&parameter.data_type) == data_type.as_ref());
+        let unchanged = prepared
+            .parameters()
+            .iter()
+            .zip(&types)
+            .all(|(parameter, data_type)| Some(&parameter.data_type) == data_type.as_ref());
         if unchanged {
             return Ok(prepared);
         }

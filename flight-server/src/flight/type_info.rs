@@ -32,7 +32,14 @@ const TYPES: &[Row] = &[
     ("DATE", Xdbc::XdbcDate, 10, Some("'"), &[], Kind::Moment(Subcode::XdbcSubcodeYear)),
     ("TIME", Xdbc::XdbcTime, 15, Some("'"), &[], Kind::Moment(Subcode::XdbcSubcodeTime)),
     ("TIMESTAMP", Xdbc::XdbcTimestamp, 26, Some("'"), &[], Kind::Moment(Subcode::XdbcSubcodeTimestamp)),
-    ("TIMESTAMP WITH TIME ZONE", Xdbc::XdbcTimestamp, 32, Some("'"), &[], Kind::Moment(Subcode::XdbcSubcodeTimestampWithTimezone)),
+    (
+        "TIMESTAMP WITH TIME ZONE",
+        Xdbc::XdbcTimestamp,
+        32,
+        Some("'"),
+        &[],
+        Kind::Moment(Subcode::XdbcSubcodeTimestampWithTimezone),
+    ),
 ];
 
 /// The answer to every `CommandGetXdbcTypeInfo`, built once when the door opens.
