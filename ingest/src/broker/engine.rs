@@ -10,8 +10,8 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use rama::{Context, Service as _};
 use tansu_storage::{
-    BrokerRegistrationRequest, Error as StorageError, Request, RequestStorageService, Response, Storage as _,
-    StorageContainer, UpdateError,
+    BrokerRegistrationRequest, Error as StorageError, Request, RequestStorageService, Response, StorageContainer,
+    UpdateError,
 };
 use tracing::{error, info, warn};
 use url::Url;
@@ -27,6 +27,9 @@ const FAILURES_MAX: u32 = 12;
 
 /// The longest pause before another try.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// SQLite's code for a disk without space: <https://www.sqlite.org/rescode.html#full>.
+const SQLITE_FULL: i32 = 13;
 
 /// What the engine is built from.
 #[derive(Debug, Clone)]
@@ -47,6 +50,19 @@ pub(super) enum Failure {
     Storage,
 }
 
+/// What is wrong with the engine after a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// Nothing. An error there may have been, but as an answer.
+    None,
+    /// Its task is gone.
+    Broken,
+    /// The file failed.
+    File,
+    /// The disk is full.
+    Full,
+}
+
 /// The engine, or the wish for one.
 #[derive(Debug)]
 pub(super) struct Engine {
@@ -60,11 +76,26 @@ pub(super) struct Engine {
 impl Engine {
     /// Builds the engine; creates the file and its tables if they are not there.
     pub(super) async fn start(settings: EngineSettings) -> Result<Self> {
-        let running = build(&settings).await.map_err(|source| {
+        let failed = |source: StorageError| {
             let file = settings.file.path();
-            Error::with_source(ErrorKind::BadConfig, format!("cannot open the broker's file {file}"), source)
-        })?;
-        Ok(Self { settings, running: Some(running), failures: 0 })
+            let kind = if fault_of(&source) == Fault::Full { ErrorKind::StorageFull } else { ErrorKind::BadConfig };
+            Error::with_source(kind, format!("cannot open the broker's file {file}"), source)
+        };
+        let running = build(&settings).await.map_err(failed)?;
+        let mut engine = Self { settings: settings.clone(), running: Some(running), failures: 0 };
+        let registration = BrokerRegistrationRequest {
+            broker_id: NODE_ID,
+            cluster_id: settings.cluster.clone(),
+            incarnation_id: Uuid::new_v4(),
+            rack: None,
+        };
+        match engine.call(Request::RegisterBroker(registration)).await? {
+            Ok(Response::RegisterBroker(Ok(()))) => Ok(engine),
+            outcome => {
+                let message = format!("cannot write to the broker's file {}: {outcome:?}", settings.file.path());
+                Err(Error::new(ErrorKind::BadConfig, message))
+            }
+        }
     }
 
     /// Lets the engine answer one request. An `Err` here is the end of the broker, a [`Failure`] only of the request.
@@ -78,28 +109,34 @@ impl Engine {
             },
         };
         let outcome = AssertUnwindSafe(running.serve(Context::<()>::default(), request)).catch_unwind().await;
-        let failure = match &outcome {
+        let (fault, reason) = match &outcome {
             Ok(Ok(response)) => match error_of(response) {
-                Some(error) => failure_of(error).map(|failure| (failure, error.to_string())),
-                None => None,
+                Some(error) => (fault_of(error), error.to_string()),
+                None => (Fault::None, String::new()),
             },
-            Ok(Err(error)) => Some((failure_of(error).unwrap_or(Failure::Panic), error.to_string())),
-            Err(_panic) => Some((Failure::Panic, "panic".to_owned())),
+            Ok(Err(error)) => (Fault::Broken, error.to_string()),
+            Err(_panic) => (Fault::Broken, "panic".to_owned()),
         };
-        match (failure, outcome) {
-            (None, Ok(Ok(response))) => {
+        match (fault, outcome) {
+            (Fault::None, Ok(Ok(response))) => {
                 self.running = Some(running);
                 self.failures = 0;
                 Ok(Ok(response))
             }
-            (Some((failure @ Failure::Panic, _)), _) => {
-                error!(request = name, "a request broke the storage engine; it starts again from its file");
-                Ok(Err(failure))
+            (Fault::None | Fault::Broken, _) => {
+                error!(request = name, reason, "a request broke the storage engine; it starts again from its file");
+                Ok(Err(Failure::Panic))
             }
-            (failure, _) => {
-                let reason = failure.map(|(_, reason)| reason).unwrap_or_default();
-                self.failures += 1;
-                warn!(request = name, reason, failures = self.failures, "the broker's file failed");
+            (fault @ (Fault::File | Fault::Full), _) => {
+                self.failures = self.failures.saturating_add(1);
+                // It may go on like this for hours; the log need not.
+                if self.failures.is_power_of_two() {
+                    warn!(request = name, reason, failures = self.failures, "the broker's file failed");
+                }
+                if fault == Fault::Full {
+                    // SQLite has undone what did not fit, and reading works on.
+                    self.running = Some(running);
+                }
                 Ok(Err(Failure::Storage))
             }
         }
@@ -142,25 +179,19 @@ async fn build(settings: &EngineSettings) -> Result<RequestStorageService<Storag
         .silent(true)
         .build()
         .await?;
-    container
-        .register_broker(BrokerRegistrationRequest {
-            broker_id: NODE_ID,
-            cluster_id: settings.cluster.clone(),
-            incarnation_id: Uuid::new_v4(),
-            rack: None,
-        })
-        .await?;
     Ok(RequestStorageService::new(container))
 }
 
-/// Whether an error means that the engine must be built anew. The others are answers.
-fn failure_of(error: &StorageError) -> Option<Failure> {
+/// What an error says about the engine.
+fn fault_of(error: &StorageError) -> Fault {
     match error {
-        StorageError::OneshotRecv | StorageError::UnableToSend => Some(Failure::Panic),
-        StorageError::LibSql(_) | StorageError::Pool(_) | StorageError::Io(_) | StorageError::Poison => {
-            Some(Failure::Storage)
-        }
-        _ => None,
+        StorageError::OneshotRecv | StorageError::UnableToSend => Fault::Broken,
+        StorageError::LibSql(error) => match error.as_ref() {
+            libsql::Error::SqliteFailure(code, _) if code & 0xff == SQLITE_FULL => Fault::Full,
+            _ => Fault::File,
+        },
+        StorageError::Pool(_) | StorageError::Io(_) | StorageError::Poison => Fault::File,
+        _ => Fault::None,
     }
 }
 

@@ -399,3 +399,83 @@ fn blob(value: &Value) -> Option<&[u8]> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use tansu_sans_io::record::inflated;
+
+    /// A file with one partition of records that arrived one a day, the first on 1 March.
+    async fn filled(folder: &Path, days: i64) -> (Records, PartitionId) {
+        let path = folder.join("broker.db");
+        let records = Records::open_with_tables(&path).await;
+        for day in 0..days {
+            let sql = "insert into record (topition, offset_id, attributes, timestamp, k, v, created_at) \
+                       values (1, ?1, 0, ?1, 'k', 'v', datetime('2026-03-01', ?2))";
+            records.execute(sql, (day, format!("+{day} days"))).await.expect("inserted");
+        }
+        records
+            .execute("insert into header (topition, offset_id, k, v) values (1, 2, 'h', null)", ())
+            .await
+            .expect("in");
+        records.execute("update watermark set low = 0, high = ?1", [days]).await.expect("updated");
+        let partition = records.partition("topic", 0).await.expect("read").expect("there");
+        (records, partition)
+    }
+
+    impl Records {
+        /// The tables that the engine would make, with one topic of one partition.
+        async fn open_with_tables(path: &Path) -> Self {
+            let database = libsql::Builder::new_local(path).build().await.expect("opened");
+            let connection = database.connect().expect("connected");
+            let tables = "create table cluster (id integer primary key, name text);
+                create table topic (id integer primary key, cluster integer, name text, uuid text);
+                create table topition (id integer primary key, topic integer, partition integer);
+                create table watermark (topition integer, low integer, high integer);
+                create table record (topition integer, offset_id integer, attributes integer, timestamp integer,
+                    k blob, v blob, created_at text default current_timestamp, primary key (topition, offset_id));
+                create table header (topition integer, offset_id integer, k blob, v blob);
+                insert into cluster values (1, 'here'); insert into topic values (1, 1, 'topic', 'uuid');
+                insert into topition values (1, 1, 0); insert into watermark values (1, null, null);";
+            connection.execute_batch(tables).await.expect("made");
+            Self::open(path, "here").await.expect("opened")
+        }
+    }
+
+    #[tokio::test]
+    async fn old_records_are_found_and_dropped() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (records, partition) = filled(folder.path(), 10).await;
+        let upto = records.first_arrived_since(partition, 0, "2026-03-04 00:00:00").await.expect("read");
+        assert_eq!(upto, 3);
+        assert_eq!(records.trim(partition, upto).await.expect("trimmed"), Bounds { low: 3, high: 10 });
+        assert_eq!(records.bounds(partition).await.expect("read"), Bounds { low: 3, high: 10 });
+        let range = Range { from: 0, upto: 10, bytes_max: 1_000 };
+        let batches = records.read(partition, range).await.expect("read");
+        assert_eq!((batches[0].base_offset, batches[0].record_count), (3, 7));
+        // All of them may be old; the end of the log stays where it is.
+        let upto = records.first_arrived_since(partition, 3, "2027-01-01 00:00:00").await.expect("read");
+        assert_eq!(records.trim(partition, upto).await.expect("trimmed"), Bounds { low: 10, high: 10 });
+        assert_eq!(records.first_arrived_since(partition, 10, "2027-01-01 00:00:00").await.expect("read"), 10);
+    }
+
+    #[tokio::test]
+    async fn a_read_stops_when_it_is_full_but_never_before_the_first_record() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (records, partition) = filled(folder.path(), 5).await;
+        let count = async |bytes_max| {
+            let range = Range { from: 1, upto: 5, bytes_max };
+            let batches = records.read(partition, range).await.expect("read");
+            batches.iter().map(|batch| batch.record_count).sum::<u32>()
+        };
+        assert_eq!(count(1).await, 1);
+        assert_eq!(count(2 * (RECORD_BYTES + 2)).await, 2);
+        assert_eq!(count(1_000).await, 4);
+        let range = Range { from: 2, upto: 3, bytes_max: 1 };
+        let batch = records.read(partition, range).await.expect("read").remove(0);
+        let batch = inflated::Batch::try_from(batch).expect("decodes");
+        assert_eq!(batch.records[0].headers[0].key.as_deref(), Some(&b"h"[..]));
+        assert_eq!(batch.records[0].headers[0].value, None);
+    }
+}
