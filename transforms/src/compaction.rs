@@ -1,0 +1,76 @@
+//! Putting small files together. A table that is refreshed every second gets a file a second, and each one costs every
+//! later query a little.
+//!
+//! Files are merged with others of about their own size, so that a row is rewritten a handful of times in its life and not
+//! each time that a file comes in beside it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use datafusion::prelude::SessionContext;
+use lakehouse::{Commit, DataFile, Lake, Operation, Outcome, StageOptions, Table, TableVersion};
+
+use crate::error::{Error, Result};
+
+/// So many files of one size are put together.
+const FILES_MIN: usize = 8;
+/// Files from this size on are left as they are.
+const FILE_BYTES_MAX: u64 = 32 << 20;
+/// So much is rewritten in one go; a build must not wait for more.
+const REWRITTEN_BYTES_MAX: u64 = 128 << 20;
+
+/// Puts small files of the newest version of `table` together, if there are enough of them. Losing to another commit is no
+/// fault.
+pub(crate) async fn compact(lake: &Lake, table: &Table) -> Result<()> {
+    let base = table.head().await?;
+    let groups = due(&base);
+    if groups.is_empty() {
+        return Ok(());
+    }
+    let mut commit = Commit::new(Operation::Optimize);
+    for files in groups {
+        let context: SessionContext = lake.session_factory().context();
+        let rows = context.read_table(base.provider_of(files.clone())).map_err(|error| failed(table, error))?;
+        let rows = rows.execute_stream().await.map_err(|error| failed(table, error))?;
+        commit.adds.extend(table.stage(&base, rows, &StageOptions::default()).await?);
+        commit.removes.extend(files);
+    }
+    let (adds, removes) = (commit.adds.len(), commit.removes.len());
+    match table.replace(base.version, commit).await? {
+        Outcome::Committed(version) => {
+            tracing::debug!(table = %table.name(), version, adds, removes, "small files put together");
+        }
+        Outcome::Lost { winner } => tracing::debug!(table = %table.name(), winner, "another commit came first"),
+    }
+    Ok(())
+}
+
+fn failed(table: &Table, error: datafusion::error::DataFusionError) -> Error {
+    lakehouse::Error::query(format!("cannot put small files of {} together", table.name()), error).into()
+}
+
+/// The files to put together, each group of one partition and one size.
+fn due(table: &TableVersion) -> Vec<Vec<Arc<DataFile>>> {
+    let mut groups: BTreeMap<(Vec<Option<&str>>, u32), Vec<Arc<DataFile>>> = BTreeMap::new();
+    for file in table.files.iter().filter(|file| file.size < FILE_BYTES_MAX) {
+        let partition =
+            table.partition_columns.iter().map(|column| file.partition_values.get(column).and_then(Option::as_deref));
+        groups.entry((partition.collect(), size_class(file.size))).or_default().push(file.clone());
+    }
+    let mut bytes = 0;
+    let mut due = Vec::new();
+    for files in groups.into_values().filter(|files| files.len() >= FILES_MIN) {
+        bytes += files.iter().map(|file| file.size).sum::<u64>();
+        if bytes > REWRITTEN_BYTES_MAX && !due.is_empty() {
+            break;
+        }
+        due.push(files);
+    }
+    due
+}
+
+/// Each class is eight times the size of the one below; the smallest holds everything up to 32 kB, where it is the footer
+/// that counts and not the rows.
+fn size_class(bytes: u64) -> u32 {
+    (bytes >> 15).checked_ilog2().map_or(0, |log| 1 + log / 3)
+}

@@ -1,0 +1,184 @@
+//! Building whenever there is something new, as long as nobody says stop.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use lakehouse::{ErrorKind, Lake, TableName};
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::compile::Compiled;
+use crate::engine::{Ended, Goal, Plan};
+use crate::error::Result;
+use crate::refresh::RefreshMode;
+use crate::report::BuildReport;
+
+/// The longest pause after a build that failed.
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// How often is looked, and how often built.
+#[derive(Debug, Clone)]
+pub struct Cadence {
+    /// From the start of one build to the start of the next at least this long.
+    pub interval: Duration,
+    /// So long is waited between two looks at the sources. A look is one small request for each of them.
+    pub poll: Duration,
+}
+
+impl Default for Cadence {
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(1), poll: Duration::from_millis(100) }
+    }
+}
+
+/// How a watch stands.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct WatchProgress {
+    /// Builds so far that changed something.
+    pub builds: u64,
+    /// Builds that failed since the last one that did not.
+    pub failures: u32,
+    /// When the last build ended.
+    pub built_at: Option<DateTime<Utc>>,
+    /// What went wrong in the last build.
+    pub error: Option<String>,
+    /// The newest publication that the watch made.
+    pub publication: Option<u64>,
+    /// The account of the last build that changed something, or failed.
+    pub report: Option<Arc<BuildReport>>,
+}
+
+/// Versions of the sources, by name; one that is not there yet is missing.
+type Heads = BTreeMap<TableName, (String, u64)>;
+
+pub(crate) struct Watch<'a> {
+    pub(crate) lake: &'a Lake,
+    pub(crate) project: &'a Compiled,
+    pub(crate) selected: BTreeSet<String>,
+    /// Only the first build is full if a full refresh was asked for.
+    pub(crate) mode: RefreshMode,
+    pub(crate) cadence: &'a Cadence,
+    pub(crate) progress: watch::Sender<WatchProgress>,
+}
+
+impl Watch<'_> {
+    pub(crate) async fn run(mut self, token: &CancellationToken) -> Result<()> {
+        let mut built_from = Heads::new();
+        let mut pause = Duration::ZERO;
+        loop {
+            let started = Instant::now();
+            let ended = match self.heads().await {
+                Ok(heads) if heads == built_from => None,
+                Ok(heads) => {
+                    let ended = self.build(token).await;
+                    built_from = heads;
+                    Some(ended)
+                }
+                Err(error) => Some(Err(error)),
+            };
+            let wait = match ended {
+                None => self.cadence.poll,
+                Some(Ok(Ended::Cancelled)) => return Ok(()),
+                Some(Ok(Ended::Done(report))) if !report.failed() => {
+                    pause = Duration::ZERO;
+                    self.note(report);
+                    self.cadence.interval.saturating_sub(started.elapsed())
+                }
+                Some(Err(error)) if ends_the_watch(error.kind()) => return Err(error),
+                Some(fault) => {
+                    // Whatever is new or not: a build that failed is tried again.
+                    built_from.clear();
+                    pause = (pause * 2).clamp(self.cadence.interval, RETRY_PAUSE_MAX);
+                    self.note_fault(fault, pause);
+                    pause
+                }
+            };
+            tokio::select! {
+                () = token.cancelled() => return Ok(()),
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    async fn build(&mut self, token: &CancellationToken) -> Result<Ended> {
+        let plan = Plan {
+            lake: self.lake,
+            project: self.project,
+            selected: &self.selected,
+            mode: self.mode,
+            goal: Goal::Publish,
+        };
+        let ended = plan.run(token).await;
+        if let Ok(Ended::Done(report)) = &ended
+            && !report.failed()
+        {
+            self.mode = RefreshMode::Automatic;
+        }
+        ended
+    }
+
+    /// The newest versions of all that the selected models read and the watch does not build itself.
+    async fn heads(&self) -> Result<Heads> {
+        let models = self.project.models.iter().filter(|model| self.selected.contains(&model.name));
+        let built =
+            |name: &TableName| self.project.builder_of(name).is_some_and(|model| self.selected.contains(&model.name));
+        let sources: BTreeSet<&TableName> =
+            models.flat_map(|model| &model.inputs).filter(|name| !built(name)).collect();
+        let mut heads = Heads::new();
+        for name in sources {
+            match self.lake.table(name).head().await {
+                Ok(head) => {
+                    heads.insert(name.clone(), (head.table_id.clone(), head.version));
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(heads)
+    }
+
+    fn note(&self, report: BuildReport) {
+        let now = self.lake.clock().now();
+        self.progress.send_modify(|progress| {
+            progress.failures = 0;
+            progress.error = None;
+            progress.built_at = Some(now);
+            if report.changed() {
+                progress.builds += 1;
+                progress.publication = report.publications.last().map(|last| last.id).or(progress.publication);
+                progress.report = Some(Arc::new(report));
+            }
+        });
+    }
+
+    fn note_fault(&self, fault: Result<Ended>, pause: Duration) {
+        let now = self.lake.clock().now();
+        let (error, report) = match fault {
+            Ok(Ended::Done(report)) => (faults(&report), Some(Arc::new(report))),
+            Ok(Ended::Cancelled) => return,
+            Err(error) => (error.to_string(), None),
+        };
+        tracing::warn!(error, retry_in = ?pause, "build failed");
+        self.progress.send_modify(|progress| {
+            progress.failures += 1;
+            progress.built_at = Some(now);
+            progress.error = Some(error);
+            progress.report = report.or(progress.report.take());
+        });
+    }
+}
+
+/// Waiting does not help here; a person has to.
+fn ends_the_watch(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::StorageFull | ErrorKind::NewerLake)
+}
+
+fn faults(report: &BuildReport) -> String {
+    let models = report.models.iter().filter(|run| run.status.is_fault()).map(ToString::to_string);
+    let tests = report.tests.iter().filter(|run| run.status.is_fault()).map(ToString::to_string);
+    models.chain(tests).collect::<Vec<_>>().join("; ")
+}

@@ -1,0 +1,132 @@
+//! Models and tests that fail: what was published stands, and what else can go on goes on.
+
+use std::path::Path;
+
+use expect_test::expect;
+use lakehouse::Lake;
+use tempfile::TempDir;
+use transforms::{BuildReport, ModelStatus, Options, Project};
+
+use crate::lake::{Event, append, head, newest, open, store};
+
+/// The bundled project, with some of its files replaced or added.
+fn project(changed: &[(&str, &str)]) -> Project {
+    let folder = TempDir::new().expect("a temporary folder");
+    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models"), folder.path());
+    for (path, text) in changed {
+        std::fs::write(folder.path().join(path), text).expect("the file is written");
+    }
+    Project::load(folder.path()).expect("a valid project")
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("the folder is made");
+    for entry in std::fs::read_dir(from).expect("the folder is read") {
+        let entry = entry.expect("the folder is read");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("the file is copied");
+        }
+    }
+}
+
+async fn build(lake: &Lake, project: &Project) -> BuildReport {
+    transforms::build(lake, project, &Options::default()).await.expect("the build runs")
+}
+
+fn status(report: &BuildReport, model: &str) -> ModelStatus {
+    report.models.iter().find(|run| run.model == model).expect("the model was in the build").status
+}
+
+#[tokio::test]
+async fn a_failed_model_keeps_the_last_publication_and_the_others_go_on() {
+    let lake = open(&store()).await;
+    append(&lake, &[Event::new(1, 10, 0, 0)]).await;
+    build(&lake, &Project::bundled()).await;
+    let published = newest(&lake).await;
+    append(&lake, &[Event::new(2, 10, 0, 1)]).await;
+    let broken = project(&[(
+        "models/gold/top_songs.sql",
+        "select song_id,\n  cast(song_id as int) as n\nfrom {{ ref('spotify_silver') }}",
+    )]);
+    let silver = head(&lake, "silver.spotify_silver").await.version;
+    let report = build(&lake, &broken).await;
+    assert!(report.failed());
+    assert_eq!(status(&report, "top_songs"), ModelStatus::Failed);
+    assert_eq!(status(&report, "user_engagement"), ModelStatus::Built);
+    assert!(head(&lake, "silver.spotify_silver").await.version > silver);
+    assert_eq!(newest(&lake).await, published);
+    // Mended, it goes on.
+    let report = build(&lake, &Project::bundled()).await;
+    assert!(!report.failed(), "{report}");
+    assert_ne!(newest(&lake).await, published);
+}
+
+#[tokio::test]
+async fn a_fault_in_the_sql_names_file_line_and_remedy() {
+    let lake = open(&store()).await;
+    append(&lake, &[Event::new(1, 10, 0, 0)]).await;
+    let reason = async |sql: &str| {
+        let report = build(&lake, &project(&[("models/gold/top_songs.sql", sql)])).await;
+        report.models.into_iter().find(|run| run.model == "top_songs").expect("it was in the build").reason
+    };
+    expect![[]].assert_eq(
+        &reason("{{ config(\n  tags='x'\n) }}\nselect song_id,\n  sonk_name\nfrom {{ ref('spotify_silver') }}").await,
+    );
+    expect![[]].assert_eq(&reason("select song_id,\n  from from {{ ref('spotify_silver') }}").await);
+    expect![[]].assert_eq(&reason("select 1 as one from gold.user_engagement").await);
+    expect![[]].assert_eq(&reason("create table x as select 1").await);
+    expect![[]].assert_eq(&reason("select nosuch(song_id) as x from {{ ref('spotify_silver') }}").await);
+}
+
+#[tokio::test]
+async fn a_failed_test_moves_no_head_of_its_group() {
+    let lake = open(&store()).await;
+    append(&lake, &[Event::new(1, 10, 0, 0)]).await;
+    build(&lake, &Project::bundled()).await;
+    let published = newest(&lake).await;
+    let strict = project(&[
+        (
+            "models/gold/more.yml",
+            "models:\n  - name: strict\n    columns:\n      - name: event_type\n        data_tests:\n          - accepted_values: {values: [play, pause]}\n",
+        ),
+        ("models/gold/strict.sql", "select event_type from {{ ref('spotify_silver') }}"),
+    ]);
+    let report = build(&lake, &strict).await;
+    assert!(!report.failed(), "{report}");
+    assert_ne!(newest(&lake).await, published);
+    let published = newest(&lake).await;
+    let silver = head(&lake, "silver.spotify_silver").await.version;
+    append(&lake, &[Event::new(2, 10, 0, 1)]).await;
+    let report = build(&lake, &strict).await;
+    assert!(report.failed());
+    assert_eq!(status(&report, "spotify_silver"), ModelStatus::Held);
+    assert_eq!(head(&lake, "silver.spotify_silver").await.version, silver);
+    assert_eq!(newest(&lake).await, published);
+    expect![[]].assert_eq(&report.held.iter().flat_map(|held| held.because.clone()).collect::<Vec<_>>().join("\n"));
+}
+
+#[tokio::test]
+async fn a_changed_query_builds_the_table_anew_and_changed_columns_are_refused() {
+    let lake = open(&store()).await;
+    append(&lake, &[Event::new(1, 10, 0, 0), Event::new(5, 10, 0, 1)]).await;
+    build(&lake, &Project::bundled()).await;
+    let columns = "select song_id, song_name, artist_name, count(*) as total_plays, count(*) as total_skips";
+    let changed = format!("{columns} from {{{{ ref('spotify_silver') }}}} group by 1, 2, 3");
+    let report = build(&lake, &project(&[("models/gold/top_songs.sql", &changed)])).await;
+    let run = report.models.iter().find(|run| run.model == "top_songs").expect("it was in the build");
+    expect![[]].assert_eq(&run.reason);
+    let fewer = "select song_id, count(*) as total_plays from {{ ref('spotify_silver') }} group by 1";
+    let report = build(&lake, &project(&[("models/gold/top_songs.sql", fewer)])).await;
+    let run = report.models.iter().find(|run| run.model == "top_songs").expect("it was in the build");
+    expect![[]].assert_eq(&run.reason);
+}
+
+#[tokio::test]
+async fn without_a_source_the_model_says_what_it_waits_for() {
+    let lake = open(&store()).await;
+    let report = build(&lake, &Project::bundled()).await;
+    expect![[]].assert_eq(&report.to_string());
+}
