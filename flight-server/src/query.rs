@@ -39,7 +39,6 @@ pub use settings::Settings;
 pub use snapshot::Snapshot;
 pub use stream::ResultStream;
 
-pub(crate) use functions::version;
 pub(crate) use schemas::{CATALOG, shown_name};
 pub(crate) use settings::display_name;
 pub(crate) use stream::cancelled_error;

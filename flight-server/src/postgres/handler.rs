@@ -195,7 +195,7 @@ impl SimpleQueryHandler for Handler {
         session.next_group();
         let statements = statement::split(&query.query);
         if statements.is_empty() {
-            client.feed(PgWireBackendMessage::EmptyQueryResponse(EmptyQueryResponse)).await?;
+            client.feed(PgWireBackendMessage::EmptyQueryResponse(EmptyQueryResponse::new())).await?;
         }
         // Several statements in one message are one transaction, so they see one moment.
         let is_one_moment = statements.len() > 1 && client.transaction_status() == TransactionStatus::Idle;
@@ -522,7 +522,7 @@ impl ExtendedQueryHandler for Handler {
         let portal = match client.portal_store().get_portal(name) {
             Some(Entry::Value(portal)) => portal,
             Some(Entry::Empty) => {
-                client.feed(PgWireBackendMessage::EmptyQueryResponse(EmptyQueryResponse)).await?;
+                client.feed(PgWireBackendMessage::EmptyQueryResponse(EmptyQueryResponse::new())).await?;
                 return Ok(());
             }
             None => {
@@ -578,7 +578,7 @@ impl ExtendedQueryHandler for Handler {
                 return Err(Error::new(Kind::Protocol, message).into());
             }
         }
-        client.feed(PgWireBackendMessage::CloseComplete(CloseComplete)).await?;
+        client.feed(PgWireBackendMessage::CloseComplete(CloseComplete::new())).await?;
         Ok(())
     }
 
@@ -695,7 +695,7 @@ where
         _ => Ok(Sent { rows: 0, is_finished: true }),
     };
     let answer = match sent {
-        Ok(Sent { is_finished: false, .. }) => PgWireBackendMessage::PortalSuspended(PortalSuspended),
+        Ok(Sent { is_finished: false, .. }) => PgWireBackendMessage::PortalSuspended(PortalSuspended::new()),
         Ok(Sent { rows, .. }) => {
             *state = PortalExecutionState::Finished;
             complete(tag, rows)

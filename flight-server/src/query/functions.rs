@@ -19,7 +19,7 @@ use crate::error::{Error, Kind, Result};
 const OWNER: &str = "lakebeat";
 
 /// What `version()` says: tools look for the PostgreSQL number in it, people for the product.
-pub(crate) fn version() -> String {
+fn version() -> String {
     format!(
         "PostgreSQL {SERVER_VERSION} (Lakebeat {}) on {}, 64-bit",
         env!("CARGO_PKG_VERSION"),
