@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Proves the shape of the workspace from what cargo resolves, tests and build scripts included:
+# Proves the shape of the workspace from what cargo resolves:
 #   1. the crates form a star: lakehouse <- { ingest, transforms, flight-server, snowflake-adapter } <- the program;
 #   2. each foreign system is known to one crate only.
 source "$(dirname "$0")/lib.sh"
@@ -8,12 +8,12 @@ cd "$root"
 spokes=(ingest transforms flight-server snowflake-adapter)
 found=0
 
-# all_below CRATE and right_below CRATE name the packages that CRATE is built with: at any depth, or by its own
-# Cargo.toml. cargo's own failure ends the script, so an empty answer never passes for "not there".
-all_below() { cargo tree --locked --package "$1" --edges normal,build,dev --prefix none --format '{p}' | cut -d' ' -f1 | sort -u; }
-right_below() {
-    cargo tree --locked --package "$1" --edges normal,build,dev --depth 1 --prefix none --format '{p}' | cut -d' ' -f1 | sort -u
-}
+# all_below CRATE names the packages below CRATE at any depth, its tests' included; right_below CRATE those that its own
+# Cargo.toml names for the crate itself (a test may bring a store that fails on command). cargo's own failure ends the
+# script, so an empty answer never passes for "not there".
+names() { cargo tree --locked --prefix none --format '{p}' "$@" | cut -d' ' -f1 | sort -u; }
+all_below() { names --package "$1" --edges normal,build,dev; }
+right_below() { names --package "$1" --edges normal,build --depth 1; }
 
 # forbid CRATE LIST WHY NAME... complains about each NAME in LIST.
 forbid() {
