@@ -3,13 +3,15 @@
 //! It stands at the very front of the flow, in place of a Kafka cluster, for whoever has none:
 //!
 //! ```text
-//! client ── connection ─┬─ Fetch, ListOffsets ───────────────── records ─┐
-//!                       └─ routes (groups, topics, produce) ─ guard ─ engine ─ broker.db
+//! client ── connection ─┬─ Fetch, ListOffsets ──────────────────────────── records ─┐
+//!                       └─ routes ── guard ─┬─ produce, delete ─────────── records ─┤
+//!                                           └─ groups, topics, settings ── engine ──┴─ broker.db
 //! ```
 //!
 //! The protocol's messages, the consumer groups and the tables are those of the `tansu` crates. They have holes that a
-//! client of almost any age steps into, and one that fails took the broker from all; so here each request passes a
-//! [`guard`], reads go to the file by themselves ([`records`]), and what breaks is built anew from the file ([`engine`]).
+//! client of almost any age steps into, and one that fell in took the broker from all; so here each request passes a
+//! [`guard`], records go to and from the file by themselves ([`records`]), and what breaks is built anew from the file
+//! ([`engine`]).
 //!
 //! **Invariant:** whatever a client sends, the other clients are served and nothing acknowledged is lost. Acknowledged is
 //! written to the file; the file survives the end of the process at any moment, but the last moments before a loss of
@@ -36,7 +38,7 @@ use tansu_storage::{RequestChannelService, bounded_channel};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use url::Url;
@@ -128,7 +130,14 @@ pub async fn run(
     })?;
     let records = Arc::new(records);
     let (sender, requests) = bounded_channel(REQUESTS_MAX);
-    let guard = Guard { requests, engine, records: Arc::clone(&records), retention: options.retention, clock };
+    let guard = Guard {
+        requests,
+        engine,
+        records: Arc::clone(&records),
+        retention: options.retention,
+        clock,
+        quiet_until: Instant::now(),
+    };
     let mut guards = JoinSet::new();
     guards.spawn(guard.run());
     let router = Arc::new(Router::new(RequestChannelService::new(sender), records)?);

@@ -3,12 +3,15 @@
 //! Both ends use it: [`super::records`] packs stored rows for a consumer, [`super::legacy`] lifts what an old producer
 //! sent. Format: <https://kafka.apache.org/documentation/#recordbatch>.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut, Bytes, BytesMut};
 use crc_fast::{CrcAlgorithm, Digest};
 use tansu_sans_io::record::deflated::Batch;
 
 /// Bytes of a batch behind its length field and before its records.
 const HEADER_BYTES: usize = 49;
+
+/// The most records for which room is made ahead, since their number is only a claim.
+const CAPACITY_MAX: u32 = 10_000;
 
 /// A header of a record: key and value, either of which may be absent.
 pub(super) type Header = (Option<Vec<u8>>, Option<Vec<u8>>);
@@ -140,6 +143,67 @@ pub(super) fn split(mut encoded: Bytes) -> Option<Vec<Batch>> {
     Some(batches)
 }
 
+/// A record of a batch, as slices of it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Record {
+    /// Milliseconds.
+    pub(super) timestamp: i64,
+    pub(super) key: Option<Bytes>,
+    pub(super) value: Option<Bytes>,
+    pub(super) headers: Vec<(Bytes, Option<Bytes>)>,
+}
+
+/// Takes apart a batch without compression; `None` if its records are not what it claims. Offsets are not read: the
+/// broker gives them anew, one by one.
+pub(super) fn records(batch: &Batch) -> Option<Vec<Record>> {
+    let mut data = batch.record_data.clone();
+    let mut records = Vec::with_capacity(batch.record_count.min(CAPACITY_MAX) as usize);
+    while !data.is_empty() {
+        let length = usize::try_from(take_varint(&mut data)?).ok()?;
+        if length > data.len() {
+            return None;
+        }
+        let mut record = data.split_to(length);
+        let _attributes = record.try_get_u8().ok()?;
+        let timestamp = batch.base_timestamp.checked_add(take_varint(&mut record)?)?;
+        let _offset_delta = take_varint(&mut record)?;
+        let key = take_field(&mut record)?;
+        let value = take_field(&mut record)?;
+        let mut headers = Vec::new();
+        for _ in 0..take_varint(&mut record)? {
+            headers.push((take_field(&mut record)??, take_field(&mut record)?));
+        }
+        if !record.is_empty() {
+            return None;
+        }
+        records.push(Record { timestamp, key, value, headers });
+    }
+    (records.len() == batch.record_count as usize).then_some(records)
+}
+
+fn take_varint(data: &mut Bytes) -> Option<i64> {
+    let mut value = 0_u64;
+    for shift in (0..64).step_by(7) {
+        let byte = data.try_get_u8().ok()?;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some((value >> 1).cast_signed() ^ -(value & 1).cast_signed());
+        }
+    }
+    None
+}
+
+/// The outer `None` is a field that is cut off, the inner one null.
+fn take_field(data: &mut Bytes) -> Option<Option<Bytes>> {
+    match take_varint(data)? {
+        -1 => Some(None),
+        length => {
+            let length = usize::try_from(length).ok()?;
+            (length <= data.len()).then(|| Some(data.split_to(length)))
+        }
+    }
+}
+
 fn to_i64(length: usize) -> i64 {
     i64::try_from(length).expect("no buffer is longer than i64::MAX")
 }
@@ -190,6 +254,10 @@ mod tests {
         let encoded = Bytes::from(batch.clone());
         assert_eq!(split(encoded).expect("whole"), vec![batch.clone()]);
         assert_eq!(batch.crc, checksum(&batch));
+        let own = records(&batch).expect("decodes");
+        assert_eq!((own[0].timestamp, own[1].timestamp), (1_000, 900));
+        assert_eq!((own[0].value.as_deref(), own[1].value.as_deref()), (Some(&b"value"[..]), None));
+        assert_eq!(own[1].headers, [(Bytes::from_static(b"h"), None)]);
         let inflated = inflated::Batch::try_from(batch).expect("decodes");
         assert_eq!(inflated.records.len(), 2);
         assert_eq!(inflated.records[0].key.as_deref(), Some(&b"k"[..]));
@@ -206,5 +274,10 @@ mod tests {
         let encoded = Bytes::from(builder.finish());
         assert!(split(encoded.slice(..encoded.len() - 1)).is_none());
         assert!(split(encoded.slice(..5)).is_none());
+        let mut batch = split(encoded).expect("whole").remove(0);
+        batch.record_count = 2;
+        assert_eq!(records(&batch), None);
+        batch.record_data = batch.record_data.slice(1..);
+        assert_eq!(records(&batch), None);
     }
 }

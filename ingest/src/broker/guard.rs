@@ -5,12 +5,13 @@
 //! have meant; all others go to the [`Engine`], which is built anew if one of them breaks it. It also owns the retention,
 //! because that writes to the same file and so has to wait for its turn.
 
-use std::cmp::Ordering;
 use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use futures::FutureExt as _;
 use lakehouse::Clock;
 use tansu_sans_io::ErrorCode;
 use tansu_sans_io::create_topics_request::CreatableTopic;
@@ -23,12 +24,12 @@ use tansu_storage::{
     Error as StorageError, NamedGroupDetail, ProducerIdResponse, Request, RequestReceiver, Response, TopicId, Topition,
     TxnAddPartitionsRequest, TxnAddPartitionsResponse,
 };
-use tokio::time::{MissedTickBehavior, interval};
-use tracing::{debug, info, warn};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
 use super::Retention;
-use super::batch::checksum;
+use super::batch::{self, checksum};
 use super::compression::{CODEC, inflate};
 use super::engine::{Engine, Failure};
 use super::records::Records;
@@ -43,8 +44,8 @@ const PARTITIONS_MAX: i32 = 1_000;
 /// The longest name of a topic, as Kafka has it.
 const TOPIC_NAME_MAX: usize = 249;
 
-/// The fewest bytes that a record takes: its length, attributes, two distances, key, value and headers, all empty.
-const RECORD_BYTES_MIN: usize = 7;
+/// How long nothing is said about refused batches after one was mentioned: a client may try ten times a second.
+const QUIET: Duration = Duration::from_secs(5);
 
 /// Share of a partition's records that goes when the file is too big: one in so many.
 const TRIM_SHARE: i64 = 20;
@@ -60,6 +61,8 @@ pub(super) struct Guard {
     pub(super) records: Arc<Records>,
     pub(super) retention: Retention,
     pub(super) clock: Arc<dyn Clock>,
+    /// Until then nothing is said about refused batches.
+    pub(super) quiet_until: Instant,
 }
 
 impl Guard {
@@ -71,9 +74,12 @@ impl Guard {
             tokio::select! {
                 request = self.requests.recv() => {
                     let Some((request, reply)) = request else { break };
-                    if let Some(response) = self.answer(request).await? {
+                    match AssertUnwindSafe(self.answer(request)).catch_unwind().await {
                         // The client may have gone; that is no reason to stop.
-                        drop(reply.send(response));
+                        Ok(Ok(Some(response))) => drop(reply.send(response)),
+                        Ok(Ok(None)) => {}
+                        Ok(Err(end)) => return Err(end),
+                        Err(_panic) => error!("a request broke the broker's guard, which goes on"),
                     }
                 }
                 _ = sweep.tick() => self.sweep().await,
@@ -89,7 +95,15 @@ impl Guard {
     async fn answer(&mut self, request: Request) -> Result<Option<Response>> {
         let response = match request {
             Request::Produce { transaction_id, topition, batch } => {
-                self.produce(transaction_id.as_deref(), topition, batch).await?
+                let outcome = self.produce(transaction_id.as_deref(), &topition, batch).await;
+                Response::Produce(outcome.map_err(|refusal| {
+                    if Instant::now() >= self.quiet_until {
+                        self.quiet_until = Instant::now() + QUIET;
+                        let (topic, partition) = (topition.topic(), topition.partition());
+                        warn!(topic, partition, code = %refusal.code, reason = refusal.reason, "a batch is refused");
+                    }
+                    StorageError::Api(refusal.code)
+                }))
             }
             Request::InitProducer { transaction_id, producer_epoch, producer_id, transaction_timeout_ms } => {
                 debug!(?producer_id, ?producer_epoch, "a producer asks for an id");
@@ -150,46 +164,12 @@ impl Guard {
         }))
     }
 
-    async fn produce(&mut self, transaction: Option<&str>, topition: Topition, batch: Batch) -> Result<Response> {
-        let refused = |code: ErrorCode| {
-            warn!(topic = topition.topic(), partition = topition.partition(), %code, "a batch is refused");
-            Ok(Response::Produce(Err(StorageError::Api(code))))
-        };
-        let batch = match plain(transaction, batch) {
-            Ok(batch) => batch,
-            Err(code) => return refused(code),
-        };
-        if let Err(code) = self.prepare(&topition, &batch).await {
-            return refused(code);
-        }
-        let request = Request::Produce { transaction_id: None, topition, batch };
-        let response = self.engine.call(request).await?;
-        if let Ok(Response::Produce(Ok(_))) = response {
-            self.records.announce_append();
-        }
-        Ok(response.unwrap_or_else(|failure| Response::Produce(Err(StorageError::Api(code_of(failure))))))
-    }
-
-    /// Makes sure of what the engine takes for granted: that the partition is there, and the producer's epoch.
-    async fn prepare(&self, topition: &Topition, batch: &Batch) -> Result<(), ErrorCode> {
-        let unreadable = |error: libsql::Error| {
-            warn!(%error, "the broker's file cannot be read");
-            ErrorCode::KafkaStorageError
-        };
-        let partition = self.records.partition(topition.topic(), topition.partition()).await.map_err(unreadable)?;
-        partition.ok_or(ErrorCode::UnknownTopicOrPartition)?;
-        if !batch.is_idempotent() {
-            return Ok(());
-        }
-        let epoch = self.records.producer_epoch(batch.producer_id).await.map_err(unreadable)?;
-        match batch.producer_epoch.cmp(&epoch.ok_or(ErrorCode::UnknownProducerId)?) {
-            Ordering::Less => Err(ErrorCode::InvalidProducerEpoch),
-            Ordering::Equal => Ok(()),
-            Ordering::Greater if batch.base_sequence != 0 => Err(ErrorCode::OutOfOrderSequenceNumber),
-            Ordering::Greater => {
-                self.records.raise_producer_epoch(batch.producer_id, batch.producer_epoch).await.map_err(unreadable)
-            }
-        }
+    async fn produce(&self, transaction: Option<&str>, topition: &Topition, batch: Batch) -> Result<i64, Refusal> {
+        let batch = plain(transaction, batch)?;
+        let records = batch::records(&batch).ok_or(ErrorCode::InvalidRecord)?;
+        let partition = self.records.partition(topition.topic(), topition.partition()).await?;
+        let partition = partition.ok_or(ErrorCode::UnknownTopicOrPartition)?;
+        Ok(self.records.append(partition, &batch, &records).await??)
     }
 
     /// Whether the topic could be created, without creating it.
@@ -295,6 +275,26 @@ impl Guard {
     }
 }
 
+/// Why a batch is not kept.
+struct Refusal {
+    code: ErrorCode,
+    /// What the file said, if it is to blame.
+    reason: Option<String>,
+}
+
+impl From<ErrorCode> for Refusal {
+    fn from(code: ErrorCode) -> Self {
+        Self { code, reason: None }
+    }
+}
+
+impl From<libsql::Error> for Refusal {
+    fn from(error: libsql::Error) -> Self {
+        // A code on which producers try again: there may be space later.
+        Self { code: ErrorCode::KafkaStorageError, reason: Some(error.to_string()) }
+    }
+}
+
 /// The code that tells a producer whether to try again.
 fn code_of(failure: Failure) -> ErrorCode {
     match failure {
@@ -316,11 +316,7 @@ fn plain(transaction: Option<&str>, mut batch: Batch) -> Result<Batch, ErrorCode
     }
     batch.record_data = inflate(batch.attributes, batch.record_data)?;
     batch.attributes &= !CODEC;
-    // Before it reads the records, the engine makes room for as many as the batch claims to have.
-    let records = batch.record_count as usize;
-    let claimed = i64::from(batch.last_offset_delta) + 1;
-    if records == 0 || i64::from(batch.record_count) != claimed || records > batch.record_data.len() / RECORD_BYTES_MIN
-    {
+    if batch.record_count == 0 || i64::from(batch.record_count) != i64::from(batch.last_offset_delta) + 1 {
         return Err(ErrorCode::InvalidRecord);
     }
     Ok(batch)

@@ -1,22 +1,27 @@
-//! Reads and trims the stored records, straight from the SQLite file.
+//! Reads, appends and trims the stored records, straight in the SQLite file.
 //!
-//! The storage engine below can do the first, but each of its reads walks the whole log behind the asked offset, so that
-//! catching up costs the square of the backlog; a read of an unknown partition panics; and it cannot do the second.
-//! Here a read is one walk along the primary key that stops when the answer is full. Many readers work beside one
-//! writer (SQLite's WAL); the writes of this file happen only in the guard, which makes them take turns with the
-//! engine's.
+//! The storage engine below has its own ways for that, and they are not good enough. Each of its reads walks the whole
+//! log behind the asked offset, so that catching up costs the square of the backlog; it prepares a statement for each
+//! record that it stores; it panics over a partition or a producer that it does not know; it deletes all topics where
+//! one is meant; and it never moves the start of a log. Here a read is one walk along the primary key that stops when the
+//! answer is full, and an append is one transaction, producer's sequence and all.
+//!
+//! Many readers work beside one writer (SQLite's WAL). The writes of this file happen only in the guard, which makes them
+//! take turns with the engine's.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use libsql::params::IntoParams;
-use libsql::{Connection, Database, Value};
+use libsql::{Connection, Database, Transaction, TransactionBehavior, Value};
+use tansu_sans_io::ErrorCode;
 use tansu_sans_io::record::deflated::Batch;
 use tokio::sync::watch;
 
-use super::batch::{BatchBuilder, Header};
+use super::batch::{BatchBuilder, Header, Record};
 
 /// How long a statement waits for another's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -125,7 +130,7 @@ impl Records {
 
     /// Packs stored records into batches.
     pub(super) async fn read(&self, partition: PartitionId, range: Range) -> libsql::Result<Vec<Batch>> {
-        let connection = self.connection()?;
+        let connection = self.connection().await?;
         let rows = stored(&connection, partition, range).await?;
         let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Ok(Vec::new()) };
         let mut headers = headers(&connection, partition, first.offset, last.offset).await?;
@@ -143,11 +148,6 @@ impl Records {
         Ok(batches)
     }
 
-    /// Tells waiting fetches that there is more to read.
-    pub(super) fn announce_append(&self) {
-        self.appends.send_modify(|count| *count = count.wrapping_add(1));
-    }
-
     /// A watch on appends: subscribe first, then read, then wait.
     pub(super) fn appends(&self) -> watch::Receiver<u64> {
         self.appends.subscribe()
@@ -163,7 +163,7 @@ impl Records {
             "select tp.id from cluster c join topic t on t.cluster = c.id \
              join topition tp on tp.topic = t.id where c.name = ?1 and {condition}"
         );
-        let connection = self.connection()?;
+        let connection = self.connection().await?;
         let mut rows = connection.query(&sql, (self.cluster.as_str(), value)).await?;
         let mut partitions = Vec::new();
         while let Some(row) = rows.next().await? {
@@ -204,7 +204,7 @@ impl Records {
         let mut low = bounds.low;
         while low < upto {
             low = low.saturating_add(TRIM_CHUNK).min(upto);
-            let connection = self.connection()?;
+            let connection = self.connection().await?;
             let transaction = connection.transaction().await?;
             for sql in [
                 "delete from header where topition = ?1 and offset_id < ?2",
@@ -230,7 +230,7 @@ impl Records {
         for partition in self.partitions_where("t.id = ?2", id).await? {
             self.trim(partition, i64::MAX).await?;
         }
-        let connection = self.connection()?;
+        let connection = self.connection().await?;
         let transaction = connection.transaction().await?;
         for table in ["watermark", "consumer_offset", "producer_detail", "header", "record"] {
             let sql = format!("delete from {table} where topition in (select id from topition where topic = ?1)");
@@ -249,19 +249,75 @@ impl Records {
         Ok(true)
     }
 
-    /// Lets a producer go on under a newer epoch than the file knows. Clients raise it by themselves after an error, and
-    /// a broker takes that as the start of a new sequence. Only the guard may call it.
-    pub(super) async fn raise_producer_epoch(&self, producer_id: i64, epoch: i16) -> libsql::Result<()> {
-        let sql = "insert into producer_epoch (producer, epoch) values (?1, ?2)";
-        self.execute(sql, (producer_id, i32::from(epoch))).await
+    /// Stores a batch behind the last record and returns the offset of its first. The inner error is the answer to a
+    /// batch that does not follow on what its producer sent before. Only the guard may call it.
+    pub(super) async fn append(
+        &self,
+        partition: PartitionId,
+        batch: &Batch,
+        records: &[Record],
+    ) -> libsql::Result<Result<i64, ErrorCode>> {
+        let connection = self.connection().await?;
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).await?;
+        if batch.is_idempotent()
+            && let Err(code) = self.advance_producer(&transaction, partition, batch).await?
+        {
+            transaction.rollback().await?;
+            self.keep(connection);
+            return Ok(Err(code));
+        }
+        let mut rows = transaction.query("select high from watermark where topition = ?1", [partition.0]).await?;
+        let high = rows.next().await?.map(|row| row.get_value(0)).transpose()?;
+        drop(rows);
+        let first = high.as_ref().and_then(integer).unwrap_or(0);
+        let last = insert(&transaction, partition, first, batch.attributes & TIMESTAMP_TYPE, records).await?;
+        let sql = "update watermark set low = coalesce(low, 0), high = ?2, last_updated = current_timestamp \
+                   where topition = ?1";
+        transaction.execute(sql, (partition.0, last)).await?;
+        transaction.commit().await?;
+        self.keep(connection);
+        self.appends.send_modify(|count| *count = count.wrapping_add(1));
+        Ok(Ok(first))
     }
 
-    /// The newest epoch of a producer, if the broker gave out its id.
-    pub(super) async fn producer_epoch(&self, producer_id: i64) -> libsql::Result<Option<i16>> {
-        let sql = "select max(pe.epoch) from cluster c join producer p on p.cluster = c.id \
-                   join producer_epoch pe on pe.producer = p.id where c.name = ?1 and p.id = ?2";
-        let row = self.first(sql, (self.cluster.as_str(), producer_id)).await?;
-        Ok(row.and_then(|row| row.integer(0)).and_then(|epoch| i16::try_from(epoch).ok()))
+    /// Checks that a batch is the next one of its producer, and notes which has to come then.
+    async fn advance_producer(
+        &self,
+        transaction: &Transaction,
+        partition: PartitionId,
+        batch: &Batch,
+    ) -> libsql::Result<Result<(), ErrorCode>> {
+        let sql = "select pe.id, pe.epoch from cluster c join producer p on p.cluster = c.id \
+                   join producer_epoch pe on pe.producer = p.id where c.name = ?1 and p.id = ?2 \
+                   order by pe.epoch desc limit 1";
+        let Some(newest) = first(transaction, sql, (self.cluster.as_str(), batch.producer_id)).await? else {
+            return Ok(Err(ErrorCode::UnknownProducerId));
+        };
+        let epoch = newest.integer(1).unwrap_or(0);
+        let row = match i64::from(batch.producer_epoch).cmp(&epoch) {
+            Ordering::Less => return Ok(Err(ErrorCode::InvalidProducerEpoch)),
+            Ordering::Equal => newest.integer(0),
+            // After an error clients raise the epoch by themselves, and start a new sequence under it.
+            Ordering::Greater => {
+                let sql = "insert into producer_epoch (producer, epoch) values (?1, ?2) returning id";
+                let parameters = (batch.producer_id, i64::from(batch.producer_epoch));
+                first(transaction, sql, parameters).await?.and_then(|row| row.integer(0))
+            }
+        };
+        let sql = "select sequence from producer_detail where producer_epoch = ?1 and topition = ?2";
+        let expected = first(transaction, sql, (row, partition.0)).await?.and_then(|row| row.integer(0)).unwrap_or(0);
+        match i64::from(batch.base_sequence).cmp(&expected) {
+            // A client takes that for what it is: the batch was stored, and only the answer got lost.
+            Ordering::Less => return Ok(Err(ErrorCode::DuplicateSequenceNumber)),
+            Ordering::Greater => return Ok(Err(ErrorCode::OutOfOrderSequenceNumber)),
+            Ordering::Equal => {}
+        }
+        // After the largest number a sequence starts again at zero.
+        let next = (expected + i64::from(batch.record_count)) & i64::from(i32::MAX);
+        let sql = "insert into producer_detail (producer_epoch, topition, sequence) values (?1, ?2, ?3) \
+                   on conflict (producer_epoch, topition) do update set sequence = excluded.sequence";
+        transaction.execute(sql, (row, partition.0, next)).await?;
+        Ok(Ok(()))
     }
 
     /// What the engine stored of a consumer group, as JSON.
@@ -278,31 +334,29 @@ impl Records {
 
     /// The first row of a query.
     async fn first(&self, sql: &str, parameters: impl IntoParams) -> libsql::Result<Option<Values>> {
-        let connection = self.connection()?;
-        let mut rows = connection.query(sql, parameters).await?;
-        let row = rows.next().await?;
-        // A row reads from its statement, which must be done before somebody else gets the connection.
-        let values =
-            row.map(|row| (0..row.column_count()).map(|column| row.get_value(column)).collect()).transpose()?;
-        drop(rows);
+        let connection = self.connection().await?;
+        let values = first(&connection, sql, parameters).await?;
         self.keep(connection);
-        Ok(values.map(Values))
+        Ok(values)
     }
 
     async fn execute(&self, sql: &str, parameters: impl IntoParams) -> libsql::Result<()> {
-        let connection = self.connection()?;
+        let connection = self.connection().await?;
         connection.execute(sql, parameters).await?;
         self.keep(connection);
         Ok(())
     }
 
     /// A connection that nobody else uses. After an error it is dropped instead of kept.
-    fn connection(&self) -> libsql::Result<Connection> {
-        if let Some(connection) = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop() {
+    async fn connection(&self) -> libsql::Result<Connection> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        if let Some(connection) = idle {
             return Ok(connection);
         }
         let connection = self.database.connect()?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
+        // As the engine has it: a commit is in the file when the process ends, and not before a loss of power.
+        connection.execute("pragma synchronous = normal", ()).await?;
         Ok(connection)
     }
 
@@ -313,6 +367,42 @@ impl Records {
     fn cached(&self, key: &(String, i32)) -> Option<PartitionId> {
         self.partitions.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied()
     }
+}
+
+/// The first row of a query, with the statement behind it done.
+async fn first(connection: &Connection, sql: &str, parameters: impl IntoParams) -> libsql::Result<Option<Values>> {
+    let mut rows = connection.query(sql, parameters).await?;
+    let row = rows.next().await?;
+    // A row reads from its statement, which must be done before somebody else gets the connection.
+    let values = row.map(|row| (0..row.column_count()).map(|column| row.get_value(column)).collect()).transpose()?;
+    Ok(values.map(Values))
+}
+
+/// Inserts records from an offset on and returns the offset behind the last.
+async fn insert(
+    connection: &Connection,
+    partition: PartitionId,
+    first: i64,
+    attributes: i16,
+    records: &[Record],
+) -> libsql::Result<i64> {
+    let sql = "insert into record (topition, offset_id, attributes, timestamp, k, v) values (?1, ?2, ?3, ?4, ?5, ?6)";
+    let record_statement = connection.prepare(sql).await?;
+    let sql = "insert into header (topition, offset_id, k, v) values (?1, ?2, ?3, ?4)";
+    let header_statement = connection.prepare(sql).await?;
+    let mut offset = first;
+    for record in records {
+        let (key, value) = (record.key.as_deref(), record.value.as_deref());
+        let parameters = (partition.0, offset, i64::from(attributes), record.timestamp, key, value);
+        record_statement.execute(parameters).await?;
+        record_statement.reset();
+        for (key, value) in &record.headers {
+            header_statement.execute((partition.0, offset, &key[..], value.as_deref())).await?;
+            header_statement.reset();
+        }
+        offset += 1;
+    }
+    Ok(offset)
 }
 
 /// A record as it is stored.
