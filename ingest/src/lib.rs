@@ -1,1 +1,25 @@
+//! Kafka → Delta, exactly once.
+//!
+//! ```text
+//! simulate ──► Kafka topic ──► consume/poll ──► Records ──► decode ──┬─► rows ────────► bronze table
+//!              (embedded                (raw messages,               └─► dead letters ─► dead-letter table
+//!               broker, or               one thread)                          both by consume/write, with
+//!               any other)                                                     the offsets in the same commit
+//! ```
+//!
+//! The Delta log is the only truth about progress: the rows of a batch and the offset to read next land in one commit.
+//! Kafka's own group offsets are committed afterwards, for lag tools only.
+//!
+//! **Invariant:** this crate knows nothing of SQL, and nothing but [`topic::TopicSpec::spotify`] and [`simulate`] knows
+//! what the events are about.
 
+pub mod broker;
+pub mod consume;
+pub mod decode;
+pub mod kafka;
+pub mod records;
+pub mod simulate;
+pub mod topic;
+
+// One error type for the way from the topic to the table: its kinds say what the supervisor does, whichever crate met it.
+pub use lakehouse::{Error, ErrorKind, Result};

@@ -1,3 +1,6 @@
 //! The one test binary of this crate.
 
 mod broker;
+mod exactly_once;
+mod scene;
+mod stops;

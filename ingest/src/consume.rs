@@ -1,0 +1,185 @@
+//! Kafka → Delta, exactly once: the loop that everything of an ingest process runs in.
+//!
+//! ```text
+//!  poll (a thread) ──Polled──► running (one loop) ──Batch──► write (one at a time)
+//!   owns the consumer          intake: offsets      ▲         decode, letters, rows + offsets
+//!        ▲                     buffer: messages     └──────── Written: committed, lost, or an error
+//!        └──────Command────────┘
+//! ```
+//!
+//! There is one way back from everything that goes wrong between the topic and the lake: drop what is in memory, read the
+//! ledgers again, and read the topic again from there (`start`). Kafka is the queue; nothing that matters is only in memory.
+//!
+//! - Another owner was first (`Lost`): that way, at once.
+//! - The store does not answer: that way, with a growing pause, for as long as it takes.
+//! - The disk is full: the process ends with an error of kind `StorageFull`. All that is not committed is still in Kafka, and
+//!   the next start goes on there. It does not wait, because what fills the disk is often the broker beside it.
+//! - The topic is not what the ledger says (a gap, a topic made anew): the process ends with the range that is gone.
+
+mod intake;
+mod poll;
+mod running;
+mod start;
+mod write;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lakehouse::Lake;
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::kafka::{self, Probe, Properties};
+use crate::topic::TopicSpec;
+use crate::{Error, ErrorKind, Result};
+
+/// What to consume, and how it is cut into commits.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where the brokers are: `host:port`, several with commas.
+    pub brokers: String,
+    /// The consumer group, by which lag tools know us, and which shares partitions out with [`Sharing::Group`].
+    pub group: String,
+    /// Who else reads the topic into the same table.
+    pub sharing: Sharing,
+    /// The topic and its tables.
+    pub topic: TopicSpec,
+    /// When to end.
+    pub stop: Stop,
+    /// A message is committed this long after it came, at the latest: what freshness costs in commits.
+    pub flush_interval: Duration,
+    /// So many messages are committed without waiting. More make larger files and use more memory.
+    pub flush_rows: usize,
+    /// So many bytes of messages are committed without waiting. Up to three times as many are in memory at once.
+    pub flush_bytes: usize,
+    /// Further settings of librdkafka.
+    pub properties: Properties,
+}
+
+impl Options {
+    /// For ever, alone, one commit a second or 100,000 messages or 48 MiB.
+    pub fn new(brokers: impl Into<String>, topic: TopicSpec) -> Self {
+        Self {
+            brokers: brokers.into(),
+            group: "lakebeat".to_owned(),
+            sharing: Sharing::Alone,
+            topic,
+            stop: Stop::Never,
+            flush_interval: Duration::from_secs(1),
+            flush_rows: 100_000,
+            flush_bytes: 48 << 20,
+            properties: Properties::new(),
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        self.topic.check()?;
+        for (name, is_zero) in [("flush rows", self.flush_rows == 0), ("flush bytes", self.flush_bytes == 0)] {
+            if is_zero {
+                return Err(Error::new(ErrorKind::BadConfig, format!("{name} is 0: at least 1 is needed")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// When to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stop {
+    /// When cancelled.
+    Never,
+    /// When all is committed that was in the topic at the start.
+    AtEnd,
+}
+
+/// Who reads the topic into the table. Exactly-once does not rest on this: two that read all of it are slow, not wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sharing {
+    /// This process alone. Begins at once, and needs no group coordinator.
+    Alone,
+    /// All processes of the group, each some of the partitions.
+    Group,
+}
+
+/// How things stand.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Progress {
+    /// Messages committed since the start of the process.
+    pub events: u64,
+    /// Those of them that are dead letters.
+    pub dead_letters: u64,
+    /// Messages committed a second, over the last seconds.
+    pub events_per_second: f64,
+    /// Messages in the topic that are not committed.
+    pub lag: i64,
+    /// Next offset to commit and end offset, by partition.
+    pub partitions: BTreeMap<i32, PartitionProgress>,
+    /// The table's version that our last commit made.
+    pub table_version: Option<u64>,
+    /// What keeps ingest from going on, while something does.
+    pub waiting_for: Option<String>,
+}
+
+/// How far one partition is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct PartitionProgress {
+    /// The next offset to commit.
+    pub next_offset: i64,
+    /// The offset after the last in the topic.
+    pub end_offset: i64,
+}
+
+/// What a run did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// Why it ended.
+    pub ended: Ended,
+    /// Rows committed.
+    pub rows: u64,
+    /// Dead letters committed, or found committed already.
+    pub dead_letters: u64,
+    /// Offsets that hold no message of ours.
+    pub holes: u64,
+    /// Commits to the table of rows.
+    pub commits: u64,
+    /// Messages that came although they were taken already, and were dropped.
+    pub repeats: u64,
+    /// Batches dropped because another process had moved the ledger.
+    pub lost: u64,
+    /// The next offset to read, by partition.
+    pub next_offsets: BTreeMap<i32, i64>,
+}
+
+/// Why a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ended {
+    /// It was cancelled, and has committed what it had, or left it to the next start.
+    Cancelled,
+    /// All is committed that was in the topic at the start.
+    AtEnd,
+}
+
+/// Consumes until cancelled, or until the end that was there at the start. Cancelled, it ends within five seconds.
+///
+/// # Errors
+/// `Unavailable` if the broker or the store can't be reached at the start (later both are waited for), `NotFound` if there is
+/// no such topic, `BadData` if the topic lacks what the ledger asks for, `StorageFull` if there is no space left.
+pub async fn run(
+    lake: &Lake,
+    options: Options,
+    progress: watch::Sender<Progress>,
+    token: CancellationToken,
+) -> Result<Summary> {
+    options.check()?;
+    let probe = Arc::new(Probe::new(&options.brokers, &options.properties)?);
+    let (asked, topic) = (probe.clone(), options.topic.name.clone());
+    let (partitions, cluster_id) = kafka::blocking(move || Ok((asked.partitions(&topic)?, asked.cluster_id()))).await?;
+    let sink = write::Sink::open(lake, &options.topic, cluster_id).await?;
+    let consuming = running::Consuming::start(options, sink, probe, progress)?;
+    consuming.run(partitions, token).await
+}

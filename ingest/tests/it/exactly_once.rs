@@ -1,0 +1,106 @@
+//! Every message lands in one table, once: across restarts, kills, two owners, and a crash between the two commits.
+
+use std::time::Duration;
+
+use ingest::consume::{Ended, Options, Sharing, Stop};
+use ingest::topic::TopicSpec;
+
+use crate::scene::Scene;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_message_is_a_row_or_a_letter_across_restarts() {
+    let mut scene = Scene::new(3).await;
+    let mut delivered = scene.simulate(3_000, 0.2).await;
+    let mut first = scene.start_ingest(scene.options(Stop::Never)).await;
+    first.until(|progress| progress.events > 700).await;
+    let summary = first.stop().await.expect("a quiet end");
+    assert_eq!(summary.ended, Ended::Cancelled);
+    delivered.extend(scene.simulate(1_000, 0.2).await);
+    let rest = scene.ingest_to_end().await.expect("the rest");
+    assert_eq!(rest.ended, Ended::AtEnd);
+    let taken = summary.rows + summary.dead_letters + rest.rows + rest.dead_letters;
+    assert_eq!((taken, rest.holes, rest.lost), (4_000, 0, 0));
+    scene.assert_accounted(&delivered).await;
+    let nothing = scene.ingest_to_end().await.expect("nothing is left");
+    assert_eq!((nothing.rows, nothing.dead_letters, nothing.commits), (0, 0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_any_moment_nothing_is_lost_or_doubled() {
+    let mut scene = Scene::new(2).await;
+    let delivered = scene.simulate(4_000, 0.1).await;
+    for round in 0..8_u64 {
+        let options = Options { flush_rows: 37, ..scene.options(Stop::Never) };
+        let mut ingest = scene.start_ingest(options).await;
+        ingest.until(|progress| progress.events > 60).await;
+        // Not a wait for something: a moment in the middle of a commit, another one each time.
+        tokio::time::sleep(Duration::from_micros(1_700 * round)).await;
+        ingest.kill();
+    }
+    scene.ingest_to_end().await.expect("the rest");
+    scene.assert_accounted(&delivered).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_owners_of_the_same_partitions_double_nothing() {
+    let mut scene = Scene::new(2).await;
+    let delivered = scene.simulate(3_000, 0.1).await;
+    let mut one = scene.start_ingest(scene.options(Stop::AtEnd)).await;
+    let mut two = scene.start_ingest(scene.options(Stop::AtEnd)).await;
+    let (one, two) = (one.ended().await.expect("an end"), two.ended().await.expect("an end"));
+    scene.assert_accounted(&delivered).await;
+    assert_eq!(one.rows + one.dead_letters + two.rows + two.dead_letters, 3_000, "{one:?} {two:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_shares_the_partitions_and_takes_over() {
+    let mut scene = Scene::new(4).await;
+    let mut delivered = scene.simulate(2_000, 0.1).await;
+    let options = Options { sharing: Sharing::Group, ..scene.options(Stop::Never) };
+    let mut one = scene.start_ingest(options.clone()).await;
+    one.until(|progress| progress.events > 0).await;
+    let mut two = scene.start_ingest(options).await;
+    two.until(|progress| !progress.partitions.is_empty()).await;
+    delivered.extend(scene.simulate(2_000, 0.1).await);
+    two.until(|progress| progress.events > 0).await;
+    one.stop().await.expect("a quiet end");
+    delivered.extend(scene.simulate(500, 0.1).await);
+    two.until(|progress| progress.partitions.len() == 4 && progress.lag == 0).await;
+    let places: i64 = two.progress.borrow().partitions.values().map(|one| one.next_offset).sum();
+    assert_eq!(places, 4_500);
+    two.stop().await.expect("a quiet end");
+    scene.assert_accounted(&delivered).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_committed_without_their_rows_are_not_repeated() {
+    let mut scene = Scene::new(2).await;
+    let delivered = scene.simulate(1_500, 0.3).await;
+    scene.ingest_to_end().await.expect("a first time");
+    let (_, letters) = scene.places().await;
+    // What a crash between the two commits leaves, as far as it can: letters, and a table of rows that knows nothing.
+    std::fs::remove_dir_all(scene.lake_folder().join("bronze/spotify_events")).expect("the table's folder");
+    let again = scene.ingest_to_end().await.expect("a second time");
+    assert_eq!(again.dead_letters, letters.len() as u64);
+    scene.assert_accounted(&delivered).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recorded_letter_stays_one_and_a_new_one_is_added_beside_it() {
+    let mut scene = Scene::new(1).await;
+    let plain = scene.topic.clone();
+    scene.produce(&[r#"{"event_id":"a"}"#, "nonsense", r#"{"event_id":"much longer than the others"}"#]).await;
+    scene.topic = TopicSpec { payload_bytes_max: 30, ..plain.clone() };
+    scene.ingest_to_end().await.expect("the long one is a letter");
+    assert_eq!(scene.places().await, (vec![(0, 0)], vec![(0, 1), (0, 2)]));
+    std::fs::remove_dir_all(scene.lake_folder().join("bronze/spotify_events")).expect("the table's folder");
+    scene.topic = plain;
+    scene.ingest_to_end().await.expect("it could be read by now");
+    assert_eq!(scene.places().await, (vec![(0, 0)], vec![(0, 1), (0, 2)]));
+    std::fs::remove_dir_all(scene.lake_folder().join("bronze/spotify_events")).expect("the table's folder");
+    scene.topic.payload_bytes_max = 10;
+    scene.ingest_to_end().await.expect("and now none can");
+    let (rows, mut letters) = scene.places().await;
+    letters.sort_unstable();
+    assert_eq!((rows, letters), (vec![], vec![(0, 0), (0, 1), (0, 2)]));
+}
