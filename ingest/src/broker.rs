@@ -4,13 +4,13 @@
 //!
 //! ```text
 //! client ── connection ─┬─ Fetch, ListOffsets ──────────────────────────── records ─┐
-//!                       └─ routes ── guard ─┬─ produce, delete ─────────── records ─┤
+//!                       └─ routes ── guard ─┬─ produce, delete ──────────── writes ─┤
 //!                                           └─ groups, topics, settings ── engine ──┴─ broker.db
 //! ```
 //!
 //! The protocol's messages, the consumer groups and the tables are those of the `tansu` crates. They have holes that a
 //! client of almost any age steps into, and one that fell in took the broker from all; so here each request passes a
-//! [`guard`], records go to and from the file by themselves ([`records`]), and what breaks is built anew from the file
+//! [`guard`], records go to and from the file by themselves ([`records`], [`writes`]), and what breaks is built anew from the file
 //! ([`engine`]).
 //!
 //! **Invariant:** whatever a client sends, the other clients are served and nothing acknowledged is lost. Acknowledged is
@@ -27,6 +27,7 @@ mod guard;
 mod legacy;
 mod records;
 mod versions;
+mod writes;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -155,6 +155,23 @@ def test_java(broker, ledger, setting):
     check_served(broker, ledger)
 
 
+def test_a_group_shares_the_partitions(broker, ledger):
+    settings = {"bootstrap.servers": broker.bootstrap, "log_level": 0, "group.id": "sharing", "session.timeout.ms": 6000}
+    first, second = Consumer(settings), Consumer(settings)
+    first.subscribe([TOPIC])
+    second.subscribe([TOPIC])
+
+    def assigned(consumer):
+        consumer.poll(0.1)
+        return len(consumer.assignment())
+
+    wait_for("each has a partition", lambda: (assigned(first), assigned(second)) == (1, 1), seconds=60)
+    second.close()
+    wait_for("the one that is left has both", lambda: assigned(first) == 2, seconds=60)
+    first.close()
+    check_served(broker, ledger)
+
+
 @pytest.mark.parametrize("frame", [
     b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff" + b"\0" * 64,
     b"\0\0\0\x08\0\x16\0\0\0\0\0\1", b"\0\0\0\x0c\0\0\0\x09\0\0\0\1\xff\xff\xff\xff", b"\0\0\0\x02\0\0",

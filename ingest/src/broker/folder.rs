@@ -62,21 +62,28 @@ impl Folder {
         self.path.join("broker.db")
     }
 
-    /// The file as the engine wants it named. It takes the path out of a URL without undoing the URL's escapes.
+    /// The file as the engine wants it named. It takes the path out of a URL without undoing the URL's escapes, so that
+    /// a path with a space or an umlaut works only if those are in the current folder's path and not behind it.
     pub(super) fn file_url(&self) -> Result<Url> {
         let file = self.file();
-        let unusable = || {
+        let here = std::env::current_dir().and_then(|folder| folder.canonicalize()).ok();
+        let relative = here.and_then(|here| Some(file.strip_prefix(here).ok()?.to_owned()));
+        [Some(file), relative].iter().flatten().find_map(|path| plain_url(path)).ok_or_else(|| {
             let message = format!(
-                "the broker cannot work in the folder {}: its path may have only letters, digits and the signs .-_/~; \
-                 set --data-dir",
+                "the broker cannot work in the folder {}: below the current folder its path may have only letters, \
+                 digits and the signs .-_~; set --data-dir",
                 self.path.display()
             );
             Error::new(ErrorKind::BadConfig, message)
-        };
-        let text = file.to_str().ok_or_else(unusable)?;
-        let url = Url::parse(&format!("sqlite:///{text}")).map_err(|_| unusable())?;
-        if url.path().strip_prefix('/') == Some(text) { Ok(url) } else { Err(unusable()) }
+        })
     }
+}
+
+/// The URL of a path that needs no escapes.
+fn plain_url(path: &Path) -> Option<Url> {
+    let text = path.to_str()?;
+    let url = Url::parse(&format!("sqlite:///{text}")).ok()?;
+    (url.path().strip_prefix('/') == Some(text)).then_some(url)
 }
 
 fn cluster_id(file: &Path) -> std::io::Result<String> {
@@ -91,5 +98,39 @@ fn cluster_id(file: &Path) -> std::io::Result<String> {
             fs::rename(&new, file)?;
             Ok(cluster)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_keeps_its_identity_and_lets_one_in() {
+        let parent = tempfile::tempdir().expect("a folder");
+        let path = parent.path().join("deep").join("broker");
+        let folder = Folder::open(&path).expect("opened");
+        let cluster = folder.cluster().to_owned();
+        let error = Folder::open(&path).expect_err("locked");
+        assert_eq!(error.kind(), ErrorKind::BadConfig);
+        drop(folder);
+        assert_eq!(Folder::open(&path).expect("opened").cluster(), cluster);
+    }
+
+    #[test]
+    fn a_folder_that_is_a_file_is_named() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let error = Folder::open(file.path()).expect_err("no folder");
+        assert_eq!(error.kind(), ErrorKind::BadConfig);
+        assert!(error.to_string().contains(&file.path().display().to_string()), "{error}");
+    }
+
+    #[test]
+    fn a_path_that_the_engine_would_misread_is_refused() {
+        let parent = tempfile::tempdir().expect("a folder");
+        let folder = Folder::open(&parent.path().join("my music")).expect("opened");
+        assert_eq!(folder.file_url().expect_err("refused").kind(), ErrorKind::BadConfig);
+        let folder = Folder::open(&parent.path().join("music")).expect("opened");
+        assert!(folder.file_url().expect("a URL").as_str().ends_with("/music/broker.db"));
     }
 }

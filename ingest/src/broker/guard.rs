@@ -47,6 +47,9 @@ const TOPIC_NAME_MAX: usize = 249;
 /// How long nothing is said about refused batches after one was mentioned: a client may try ten times a second.
 const QUIET: Duration = Duration::from_secs(5);
 
+/// The most looks for old records at one sweep and partition, so that the guard gets back to its clients.
+const SWEEP_CHUNKS_MAX: usize = 50;
+
 /// Share of a partition's records that goes when the file is too big: one in so many.
 const TRIM_SHARE: i64 = 20;
 
@@ -256,19 +259,25 @@ impl Guard {
     async fn try_sweep(&self) -> libsql::Result<()> {
         let age = TimeDelta::from_std(self.retention.age).unwrap_or(TimeDelta::MAX);
         let oldest = self.clock.now().checked_sub_signed(age).map(|time| time.format("%Y-%m-%d %H:%M:%S").to_string());
-        let used = self.records.used_bytes().await?;
+        let full = self.records.used_bytes().await? > self.retention.bytes;
         for partition in self.records.all_partitions().await? {
-            let bounds = self.records.bounds(partition).await?;
-            let mut upto = match &oldest {
-                Some(arrived) => self.records.first_arrived_since(partition, bounds.low, arrived).await?,
-                None => bounds.low,
-            };
-            if used > self.retention.bytes {
-                upto = upto.max(bounds.low + (bounds.high - bounds.low) / TRIM_SHARE);
+            let before = self.records.bounds(partition).await?;
+            let mut low = before.low;
+            if full {
+                low += (before.high - before.low) / TRIM_SHARE;
+                self.records.trim(partition, low).await?;
             }
-            if upto > bounds.low {
+            for _ in 0..SWEEP_CHUNKS_MAX {
+                let Some(oldest) = &oldest else { break };
+                let upto = self.records.first_arrived_since(partition, low, oldest).await?;
+                if upto <= low {
+                    break;
+                }
                 self.records.trim(partition, upto).await?;
-                info!(?partition, from = bounds.low, upto, "dropped old records");
+                low = upto;
+            }
+            if low > before.low {
+                info!(?partition, from = before.low, upto = low, "dropped old records");
             }
         }
         Ok(())

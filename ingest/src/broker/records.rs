@@ -1,43 +1,39 @@
-//! Reads, appends and trims the stored records, straight in the SQLite file.
+//! Reads the stored records, straight from the SQLite file; [`super::writes`] has the other direction.
 //!
-//! The storage engine below has its own ways for that, and they are not good enough. Each of its reads walks the whole
+//! The storage engine below has its own ways for both, and they are not good enough. Each of its reads walks the whole
 //! log behind the asked offset, so that catching up costs the square of the backlog; it prepares a statement for each
 //! record that it stores; it panics over a partition or a producer that it does not know; it deletes all topics where
 //! one is meant; and it never moves the start of a log. Here a read is one walk along the primary key that stops when the
-//! answer is full, and an append is one transaction, producer's sequence and all.
-//!
-//! Many readers work beside one writer (SQLite's WAL). The writes of this file happen only in the guard, which makes them
-//! take turns with the engine's.
+//! answer is full, and an append is one transaction, producer's sequence and all. Many readers work beside one writer
+//! (SQLite's WAL).
 
-use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use libsql::params::IntoParams;
-use libsql::{Connection, Database, Transaction, TransactionBehavior, Value};
-use tansu_sans_io::ErrorCode;
+use libsql::{Connection, Database, Value};
 use tansu_sans_io::record::deflated::Batch;
 use tokio::sync::watch;
 
-use super::batch::{BatchBuilder, Header, Record};
+use super::batch::{BatchBuilder, Header};
 
 /// How long a statement waits for another's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Records that one delete statement takes away, so that producers never wait long for it.
-const TRIM_CHUNK: i64 = 10_000;
+pub(super) const TRIM_CHUNK: i64 = 10_000;
 
 /// What a record takes on the wire beside its key and its value, about.
 const RECORD_BYTES: usize = 12;
 
 /// Bit of the attributes that survives storing: whether the timestamp is the producer's or the broker's.
-const TIMESTAMP_TYPE: i16 = 0b1000;
+pub(super) const TIMESTAMP_TYPE: i16 = 0b1000;
 
 /// The row number of a partition in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct PartitionId(i64);
+pub(super) struct PartitionId(pub(super) i64);
 
 /// Where the log of a partition starts and where its next record goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,13 +58,13 @@ pub(super) struct Range {
 pub(super) struct Records {
     database: Database,
     /// Name under which the engine keeps everything of this broker.
-    cluster: String,
+    pub(super) cluster: String,
     /// Connections that nobody uses now.
     idle: Mutex<Vec<Connection>>,
     /// Partitions that were looked up; emptied whenever a topic comes or goes.
     partitions: Mutex<HashMap<(String, i32), PartitionId>>,
     /// Counts appends; waiting fetches watch it.
-    appends: watch::Sender<u64>,
+    pub(super) appends: watch::Sender<u64>,
 }
 
 impl Records {
@@ -158,7 +154,7 @@ impl Records {
         self.partitions_where("?2 = 0", 0).await
     }
 
-    async fn partitions_where(&self, condition: &str, value: i64) -> libsql::Result<Vec<PartitionId>> {
+    pub(super) async fn partitions_where(&self, condition: &str, value: i64) -> libsql::Result<Vec<PartitionId>> {
         let sql = format!(
             "select tp.id from cluster c join topic t on t.cluster = c.id \
              join topition tp on tp.topic = t.id where c.name = ?1 and {condition}"
@@ -197,129 +193,6 @@ impl Records {
         Ok(row.and_then(|row| row.integer(0)).unwrap_or(low))
     }
 
-    /// Drops the records before `upto` and raises the start of the log to it. Only the guard may call it.
-    pub(super) async fn trim(&self, partition: PartitionId, upto: i64) -> libsql::Result<Bounds> {
-        let bounds = self.bounds(partition).await?;
-        let upto = upto.min(bounds.high);
-        let mut low = bounds.low;
-        while low < upto {
-            low = low.saturating_add(TRIM_CHUNK).min(upto);
-            let connection = self.connection().await?;
-            let transaction = connection.transaction().await?;
-            for sql in [
-                "delete from header where topition = ?1 and offset_id < ?2",
-                "delete from record where topition = ?1 and offset_id < ?2",
-                "update watermark set low = ?2 where topition = ?1",
-            ] {
-                transaction.execute(sql, (partition.0, low)).await?;
-            }
-            transaction.commit().await?;
-            self.keep(connection);
-        }
-        Ok(Bounds { low, high: bounds.high })
-    }
-
-    /// Deletes a topic, named by its name or its UUID, and says whether it was there. The engine's own statement for it
-    /// deletes all topics. Only the guard may call it.
-    pub(super) async fn delete_topic(&self, topic: &str) -> libsql::Result<bool> {
-        let sql = "select t.id from cluster c join topic t on t.cluster = c.id \
-                   where c.name = ?1 and (t.name = ?2 or t.uuid = ?2)";
-        let row = self.first(sql, (self.cluster.as_str(), topic)).await?;
-        let Some(id) = row.and_then(|row| row.integer(0)) else { return Ok(false) };
-        // The records go first and bit by bit; should the process end in between, the topic is still there to delete.
-        for partition in self.partitions_where("t.id = ?2", id).await? {
-            self.trim(partition, i64::MAX).await?;
-        }
-        let connection = self.connection().await?;
-        let transaction = connection.transaction().await?;
-        for table in ["watermark", "consumer_offset", "producer_detail", "header", "record"] {
-            let sql = format!("delete from {table} where topition in (select id from topition where topic = ?1)");
-            transaction.execute(&sql, [id]).await?;
-        }
-        for sql in [
-            "delete from topic_configuration where topic = ?1",
-            "delete from topition where topic = ?1",
-            "delete from topic where id = ?1",
-        ] {
-            transaction.execute(sql, [id]).await?;
-        }
-        transaction.commit().await?;
-        self.keep(connection);
-        self.forget_partitions();
-        Ok(true)
-    }
-
-    /// Stores a batch behind the last record and returns the offset of its first. The inner error is the answer to a
-    /// batch that does not follow on what its producer sent before. Only the guard may call it.
-    pub(super) async fn append(
-        &self,
-        partition: PartitionId,
-        batch: &Batch,
-        records: &[Record],
-    ) -> libsql::Result<Result<i64, ErrorCode>> {
-        let connection = self.connection().await?;
-        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).await?;
-        if batch.is_idempotent()
-            && let Err(code) = self.advance_producer(&transaction, partition, batch).await?
-        {
-            transaction.rollback().await?;
-            self.keep(connection);
-            return Ok(Err(code));
-        }
-        let mut rows = transaction.query("select high from watermark where topition = ?1", [partition.0]).await?;
-        let high = rows.next().await?.map(|row| row.get_value(0)).transpose()?;
-        drop(rows);
-        let first = high.as_ref().and_then(integer).unwrap_or(0);
-        let last = insert(&transaction, partition, first, batch.attributes & TIMESTAMP_TYPE, records).await?;
-        let sql = "update watermark set low = coalesce(low, 0), high = ?2, last_updated = current_timestamp \
-                   where topition = ?1";
-        transaction.execute(sql, (partition.0, last)).await?;
-        transaction.commit().await?;
-        self.keep(connection);
-        self.appends.send_modify(|count| *count = count.wrapping_add(1));
-        Ok(Ok(first))
-    }
-
-    /// Checks that a batch is the next one of its producer, and notes which has to come then.
-    async fn advance_producer(
-        &self,
-        transaction: &Transaction,
-        partition: PartitionId,
-        batch: &Batch,
-    ) -> libsql::Result<Result<(), ErrorCode>> {
-        let sql = "select pe.id, pe.epoch from cluster c join producer p on p.cluster = c.id \
-                   join producer_epoch pe on pe.producer = p.id where c.name = ?1 and p.id = ?2 \
-                   order by pe.epoch desc limit 1";
-        let Some(newest) = first(transaction, sql, (self.cluster.as_str(), batch.producer_id)).await? else {
-            return Ok(Err(ErrorCode::UnknownProducerId));
-        };
-        let epoch = newest.integer(1).unwrap_or(0);
-        let row = match i64::from(batch.producer_epoch).cmp(&epoch) {
-            Ordering::Less => return Ok(Err(ErrorCode::InvalidProducerEpoch)),
-            Ordering::Equal => newest.integer(0),
-            // After an error clients raise the epoch by themselves, and start a new sequence under it.
-            Ordering::Greater => {
-                let sql = "insert into producer_epoch (producer, epoch) values (?1, ?2) returning id";
-                let parameters = (batch.producer_id, i64::from(batch.producer_epoch));
-                first(transaction, sql, parameters).await?.and_then(|row| row.integer(0))
-            }
-        };
-        let sql = "select sequence from producer_detail where producer_epoch = ?1 and topition = ?2";
-        let expected = first(transaction, sql, (row, partition.0)).await?.and_then(|row| row.integer(0)).unwrap_or(0);
-        match i64::from(batch.base_sequence).cmp(&expected) {
-            // A client takes that for what it is: the batch was stored, and only the answer got lost.
-            Ordering::Less => return Ok(Err(ErrorCode::DuplicateSequenceNumber)),
-            Ordering::Greater => return Ok(Err(ErrorCode::OutOfOrderSequenceNumber)),
-            Ordering::Equal => {}
-        }
-        // After the largest number a sequence starts again at zero.
-        let next = (expected + i64::from(batch.record_count)) & i64::from(i32::MAX);
-        let sql = "insert into producer_detail (producer_epoch, topition, sequence) values (?1, ?2, ?3) \
-                   on conflict (producer_epoch, topition) do update set sequence = excluded.sequence";
-        transaction.execute(sql, (row, partition.0, next)).await?;
-        Ok(Ok(()))
-    }
-
     /// What the engine stored of a consumer group, as JSON.
     pub(super) async fn group_detail(&self, group: &str) -> libsql::Result<Option<String>> {
         let sql = "select d.detail from cluster c join consumer_group g on g.cluster = c.id \
@@ -333,7 +206,7 @@ impl Records {
     }
 
     /// The first row of a query.
-    async fn first(&self, sql: &str, parameters: impl IntoParams) -> libsql::Result<Option<Values>> {
+    pub(super) async fn first(&self, sql: &str, parameters: impl IntoParams) -> libsql::Result<Option<Values>> {
         let connection = self.connection().await?;
         let values = first(&connection, sql, parameters).await?;
         self.keep(connection);
@@ -348,7 +221,7 @@ impl Records {
     }
 
     /// A connection that nobody else uses. After an error it is dropped instead of kept.
-    async fn connection(&self) -> libsql::Result<Connection> {
+    pub(super) async fn connection(&self) -> libsql::Result<Connection> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         if let Some(connection) = idle {
             return Ok(connection);
@@ -360,7 +233,7 @@ impl Records {
         Ok(connection)
     }
 
-    fn keep(&self, connection: Connection) {
+    pub(super) fn keep(&self, connection: Connection) {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
     }
 
@@ -370,39 +243,16 @@ impl Records {
 }
 
 /// The first row of a query, with the statement behind it done.
-async fn first(connection: &Connection, sql: &str, parameters: impl IntoParams) -> libsql::Result<Option<Values>> {
+pub(super) async fn first(
+    connection: &Connection,
+    sql: &str,
+    parameters: impl IntoParams,
+) -> libsql::Result<Option<Values>> {
     let mut rows = connection.query(sql, parameters).await?;
     let row = rows.next().await?;
     // A row reads from its statement, which must be done before somebody else gets the connection.
     let values = row.map(|row| (0..row.column_count()).map(|column| row.get_value(column)).collect()).transpose()?;
     Ok(values.map(Values))
-}
-
-/// Inserts records from an offset on and returns the offset behind the last.
-async fn insert(
-    connection: &Connection,
-    partition: PartitionId,
-    first: i64,
-    attributes: i16,
-    records: &[Record],
-) -> libsql::Result<i64> {
-    let sql = "insert into record (topition, offset_id, attributes, timestamp, k, v) values (?1, ?2, ?3, ?4, ?5, ?6)";
-    let record_statement = connection.prepare(sql).await?;
-    let sql = "insert into header (topition, offset_id, k, v) values (?1, ?2, ?3, ?4)";
-    let header_statement = connection.prepare(sql).await?;
-    let mut offset = first;
-    for record in records {
-        let (key, value) = (record.key.as_deref(), record.value.as_deref());
-        let parameters = (partition.0, offset, i64::from(attributes), record.timestamp, key, value);
-        record_statement.execute(parameters).await?;
-        record_statement.reset();
-        for (key, value) in &record.headers {
-            header_statement.execute((partition.0, offset, &key[..], value.as_deref())).await?;
-            header_statement.reset();
-        }
-        offset += 1;
-    }
-    Ok(offset)
 }
 
 /// A record as it is stored.
@@ -460,10 +310,10 @@ async fn headers(
 
 /// A row that was read to its end.
 #[derive(Debug, Default)]
-struct Values(Vec<Value>);
+pub(super) struct Values(Vec<Value>);
 
 impl Values {
-    fn integer(&self, column: usize) -> Option<i64> {
+    pub(super) fn integer(&self, column: usize) -> Option<i64> {
         self.0.get(column).and_then(integer)
     }
 
@@ -494,6 +344,7 @@ fn blob(value: &Value) -> Option<&[u8]> {
 mod tests {
     use super::*;
 
+    use tansu_sans_io::ErrorCode;
     use tansu_sans_io::record::inflated;
 
     /// A file with one partition of records that arrived one a day, the first on 1 March.
@@ -522,12 +373,17 @@ mod tests {
             let tables = "create table cluster (id integer primary key, name text);
                 create table topic (id integer primary key, cluster integer, name text, uuid text);
                 create table topition (id integer primary key, topic integer, partition integer);
-                create table watermark (topition integer, low integer, high integer);
+                create table watermark (topition integer, low integer, high integer, last_updated text);
                 create table record (topition integer, offset_id integer, attributes integer, timestamp integer,
                     k blob, v blob, created_at text default current_timestamp, primary key (topition, offset_id));
                 create table header (topition integer, offset_id integer, k blob, v blob);
+                create table producer (id integer primary key, cluster integer);
+                create table producer_epoch (id integer primary key, producer integer, epoch integer);
+                create table producer_detail (producer_epoch integer, topition integer, sequence integer,
+                    last_updated text, unique (producer_epoch, topition));
+                insert into producer values (5, 1); insert into producer_epoch values (1, 5, 0);
                 insert into cluster values (1, 'here'); insert into topic values (1, 1, 'topic', 'uuid');
-                insert into topition values (1, 1, 0); insert into watermark values (1, null, null);";
+                insert into topition values (1, 1, 0); insert into watermark (topition) values (1);";
             connection.execute_batch(tables).await.expect("made");
             Self::open(path, "here").await.expect("opened")
         }
@@ -567,5 +423,32 @@ mod tests {
         let batch = inflated::Batch::try_from(batch).expect("decodes");
         assert_eq!(batch.records[0].headers[0].key.as_deref(), Some(&b"h"[..]));
         assert_eq!(batch.records[0].headers[0].value, None);
+    }
+
+    #[tokio::test]
+    async fn a_producer_gets_each_batch_stored_once_and_in_order() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (records, partition) = filled(folder.path(), 0).await;
+        let append = async |producer_id, producer_epoch, base_sequence, count| {
+            let mut builder = BatchBuilder::new(0, 0, 0);
+            for offset in 0..count {
+                builder.push(offset, 0, None, Some(b"v"), &[]);
+            }
+            let batch = Batch { producer_id, producer_epoch, base_sequence, ..builder.finish() };
+            let own = crate::broker::batch::records(&batch).expect("decodes");
+            records.append(partition, &batch, &own).await.expect("written")
+        };
+        assert_eq!(append(5, 0, 0, 2).await, Ok(0));
+        assert_eq!(append(5, 0, 2, 3).await, Ok(2));
+        assert_eq!(append(5, 0, 2, 3).await, Err(ErrorCode::DuplicateSequenceNumber));
+        assert_eq!(append(5, 0, 9, 1).await, Err(ErrorCode::OutOfOrderSequenceNumber));
+        assert_eq!(append(6, 0, 0, 1).await, Err(ErrorCode::UnknownProducerId));
+        assert_eq!(append(-1, -1, -1, 1).await, Ok(5));
+        // A client that raised its epoch after an error starts its sequence again.
+        assert_eq!(append(5, 1, 4, 1).await, Err(ErrorCode::OutOfOrderSequenceNumber));
+        assert_eq!(append(5, 1, 0, 1).await, Ok(6));
+        assert_eq!(append(5, 0, 5, 1).await, Err(ErrorCode::InvalidProducerEpoch));
+        assert_eq!(append(5, 1, 1, 1).await, Ok(7));
+        assert_eq!(records.bounds(partition).await.expect("read"), Bounds { low: 0, high: 8 });
     }
 }
