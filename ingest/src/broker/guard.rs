@@ -378,3 +378,144 @@ fn refuse_list_operation(resource: &AlterConfigsResource, setting: &str) -> Alte
         .resource_type(resource.resource_type)
         .resource_name(resource.resource_name.clone())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::batch::BatchBuilder;
+    use crate::broker::engine::EngineSettings;
+    use crate::broker::folder::Folder;
+    use crate::broker::records::Bounds;
+
+    use lakehouse::ManualClock;
+    use tansu_storage::bounded_channel;
+    use url::Url;
+
+    const TOPIC: &str = "songs";
+
+    /// A guard over a fresh file with one topic of one partition.
+    async fn guard(path: &std::path::Path, retention: Retention, clock: Arc<ManualClock>) -> Guard {
+        let folder = Folder::open(path).expect("opened");
+        let settings = EngineSettings {
+            cluster: folder.cluster().to_owned(),
+            advertised: Url::parse("tcp://127.0.0.1:9092").expect("a URL"),
+            file: folder.file_url().expect("a URL"),
+        };
+        let engine = Engine::start(settings).await.expect("started");
+        let records = Arc::new(Records::open(&folder.file(), folder.cluster()).await.expect("opened"));
+        let (_, requests) = bounded_channel(1);
+        let mut guard = Guard { requests, engine, records, retention, clock, quiet_until: Instant::now() };
+        create(&mut guard, TOPIC, 1).await.expect("created");
+        guard
+    }
+
+    async fn create(guard: &mut Guard, name: &str, partitions: i32) -> Result<Uuid, StorageError> {
+        let topic = CreatableTopic::default().name(name.to_owned()).num_partitions(partitions).replication_factor(3);
+        let request = Request::CreateTopic { topic, validate_only: false };
+        match guard.answer(request).await.expect("no end").expect("an answer") {
+            Response::CreateTopic(outcome) => outcome,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn produce(guard: &mut Guard, batch: Batch) -> Result<i64, ErrorCode> {
+        let request = Request::Produce { transaction_id: None, topition: Topition::new(TOPIC, 0), batch };
+        match guard.answer(request).await.expect("no end").expect("an answer") {
+            Response::Produce(Ok(offset)) => Ok(offset),
+            Response::Produce(Err(StorageError::Api(code))) => Err(code),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn batch(records: i64) -> Batch {
+        let mut builder = BatchBuilder::new(0, 0, 0);
+        for offset in 0..records {
+            builder.push(offset, offset, Some(b"key"), Some(&[b'v'; 500]), &[]);
+        }
+        builder.finish()
+    }
+
+    async fn bounds(guard: &Guard) -> Bounds {
+        let partition = guard.records.partition(TOPIC, 0).await.expect("read").expect("there");
+        guard.records.bounds(partition).await.expect("read")
+    }
+
+    #[tokio::test]
+    async fn records_go_when_they_are_old() {
+        let folder = tempfile::tempdir().expect("a folder");
+        // The file notes the arrival by the machine's clock.
+        let clock = Arc::new(ManualClock::new(lakehouse::SystemClock.now()));
+        let mut guard = guard(folder.path(), Retention::default(), Arc::clone(&clock)).await;
+        produce(&mut guard, batch(100)).await.expect("kept");
+        clock.advance(TimeDelta::days(6));
+        guard.sweep().await;
+        assert_eq!(bounds(&guard).await, Bounds { low: 0, high: 100 });
+        clock.advance(TimeDelta::days(2));
+        guard.sweep().await;
+        assert_eq!(bounds(&guard).await, Bounds { low: 100, high: 100 });
+        assert_eq!(produce(&mut guard, batch(1)).await, Ok(100));
+    }
+
+    #[tokio::test]
+    async fn the_oldest_records_go_when_there_are_too_many() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let clock = Arc::new(ManualClock::new(lakehouse::SystemClock.now()));
+        let retention = Retention { bytes: 1_000_000, ..Retention::default() };
+        let mut guard = guard(folder.path(), retention, clock).await;
+        for _ in 0..4 {
+            produce(&mut guard, batch(1_000)).await.expect("kept");
+        }
+        for _ in 0..100 {
+            guard.sweep().await;
+        }
+        let bounds = bounds(&guard).await;
+        assert_eq!(bounds.high, 4_000);
+        assert!((1_000..3_900).contains(&bounds.low), "{bounds:?}");
+        assert!(guard.records.used_bytes().await.expect("read") <= retention.bytes);
+    }
+
+    #[tokio::test]
+    async fn a_topic_goes_alone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let clock = Arc::new(ManualClock::new(lakehouse::SystemClock.now()));
+        let mut guard = guard(folder.path(), Retention::default(), clock).await;
+        produce(&mut guard, batch(3)).await.expect("kept");
+        create(&mut guard, "other", 2).await.expect("created");
+        assert!(matches!(create(&mut guard, "other", 2).await, Err(StorageError::Api(ErrorCode::TopicAlreadyExists))));
+        assert_eq!(guard.delete_topic(&TopicId::Name("other".to_owned())).await, ErrorCode::None);
+        assert_eq!(guard.delete_topic(&TopicId::Name("other".to_owned())).await, ErrorCode::UnknownTopicOrPartition);
+        assert_eq!(bounds(&guard).await, Bounds { low: 0, high: 3 });
+        create(&mut guard, "other", 1).await.expect("created again");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_kept_is_refused_by_its_code() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let clock = Arc::new(ManualClock::new(lakehouse::SystemClock.now()));
+        let mut guard = guard(folder.path(), Retention::default(), clock).await;
+        let sealed = |batch: Batch| Batch { crc: checksum(&batch), ..batch };
+        let cases = [
+            (Batch { magic: 1, ..batch(1) }, ErrorCode::UnsupportedForMessageFormat),
+            (Batch { crc: 1, ..batch(1) }, ErrorCode::CorruptMessage),
+            (sealed(Batch { attributes: 0b1_0000, ..batch(1) }), ErrorCode::InvalidTxnState),
+            (
+                sealed(Batch { record_count: u32::MAX, last_offset_delta: i32::MAX, ..batch(1) }),
+                ErrorCode::InvalidRecord,
+            ),
+            (sealed(Batch { record_count: 2, last_offset_delta: 1, ..batch(1) }), ErrorCode::InvalidRecord),
+            (sealed(Batch { attributes: 1, ..batch(1) }), ErrorCode::CorruptMessage),
+            (sealed(Batch { attributes: 7, ..batch(1) }), ErrorCode::UnsupportedCompressionType),
+            (
+                sealed(Batch { producer_id: 99, producer_epoch: 0, base_sequence: 0, ..batch(1) }),
+                ErrorCode::UnknownProducerId,
+            ),
+        ];
+        for (batch, code) in cases {
+            assert_eq!(produce(&mut guard, batch).await, Err(code));
+        }
+        assert_eq!(produce(&mut guard, batch(2)).await, Ok(0));
+        for (name, partitions) in [("", 1), ("..", 1), ("a/b", 1), ("many", 100_000), ("none", 0)] {
+            assert!(create(&mut guard, name, partitions).await.is_err(), "{name}");
+        }
+    }
+}
