@@ -24,7 +24,7 @@ pub(crate) async fn run(cli: Cli, settings: Settings) -> anyhow::Result<()> {
     settings.warn();
     match cli.command {
         Command::Up(up) => self::up(up, &settings).await,
-        Command::Broker(_) => self::broker(&settings).await,
+        Command::Broker(_) => broker(&settings).await,
         Command::Simulate(simulate) => self::simulate(simulate, &settings).await,
         Command::Ingest(ingest) => self::ingest(ingest, &settings).await,
         Command::Transform(transform) => self::transform(transform, &settings).await,
@@ -187,7 +187,9 @@ async fn sql(sql: cli::Sql, settings: &Settings) -> anyhow::Result<()> {
     let schema = stream.schema().clone();
     let batches: Vec<_> = stream.try_collect().await?;
     if settings.json {
-        let mut json = arrow::json::WriterBuilder::new().with_explicit_nulls(true).build::<_, arrow::json::writer::JsonArray>(Vec::new());
+        let mut json = arrow::json::WriterBuilder::new()
+            .with_explicit_nulls(true)
+            .build::<_, arrow::json::writer::JsonArray>(Vec::new());
         json.write_batches(&batches.iter().collect::<Vec<_>>())?;
         json.finish()?;
         let text = String::from_utf8(json.into_inner())?;

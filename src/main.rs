@@ -42,8 +42,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 
 /// Log lines go to stderr, so that stdout holds nothing but results.
 fn start_log(level: &str) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(format!("{level},{}", QUIET.join(",")))
-        .map_err(|error| Fault::usage(format!("log level \"{level}\" is none of error, warn, info, debug, trace: {error}")))?;
+    let filter = EnvFilter::try_new(format!("{level},{}", QUIET.join(","))).map_err(|error| {
+        Fault::usage(format!("log level \"{level}\" is none of error, warn, info, debug, trace: {error}"))
+    })?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

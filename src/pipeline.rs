@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use ingest::{broker, consume, kafka, simulate};
-use lakehouse::{Lake, SessionOptions, SystemClock};
+use lakehouse::{Cleaner, Lake, SessionOptions, SystemClock};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
@@ -26,6 +26,9 @@ use crate::status::{self, Addresses};
 
 /// What drains has this long; the process ends within five seconds of a signal.
 const DRAIN_MAX: Duration = Duration::from_secs(4);
+
+/// Between two rounds of cleaning.
+const CLEANING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What of `up` the command line turns on and off.
 #[derive(Debug)]
@@ -72,6 +75,7 @@ pub(crate) async fn up(settings: &Settings, parts: Parts, stop: CancellationToke
     start_ingest(settings, &lake, &brokers, progress, &mut tasks, work.clone());
     start_transforms(settings, &lake, parts.project, &mut tasks, work.clone());
     start_doors(settings, &lake, listeners, &mut tasks, work.clone());
+    start_cleaner(&lake, &mut tasks, work.clone());
     status::banner(&addresses);
     tasks.spawn(named("status", status::show(lake.clone(), shown, work.clone())));
 
@@ -129,7 +133,10 @@ async fn named(
 /// Opens the lake, with the limits that queries have on it.
 pub(crate) async fn open_lake(settings: &Settings) -> anyhow::Result<Lake> {
     let lake = Lake::open(&settings.lake, &settings.storage, Arc::new(SystemClock)).await?;
-    lake.limit_sessions(&SessionOptions { memory_bytes_max: settings.query_memory_bytes, ..SessionOptions::default() })?;
+    lake.limit_sessions(&SessionOptions {
+        memory_bytes_max: settings.query_memory_bytes,
+        ..SessionOptions::default()
+    })?;
     Ok(lake)
 }
 
@@ -141,7 +148,9 @@ async fn start_broker(settings: &Settings, tasks: &mut Tasks, stop: Cancellation
         Ok(address) => Ok(address.to_string()),
         // It ended before it was ready: its own error says why.
         Err(_) => match tasks.join_next().await {
-            Some(ended) => Err(outcome(ended).err().unwrap_or_else(|| Fault::found("the embedded broker ended").into())),
+            Some(ended) => {
+                Err(outcome(ended).err().unwrap_or_else(|| Fault::found("the embedded broker ended").into()))
+            }
             None => Err(Fault::found("the embedded broker did not start").into()),
         },
     }
@@ -227,6 +236,31 @@ pub(crate) fn door_options(settings: &Settings) -> flight_server::Options {
     options
 }
 
+/// Superseded files of gold go in the same process that supersedes them.
+fn start_cleaner(lake: &Lake, tasks: &mut Tasks, stop: CancellationToken) {
+    let mut cleaner = Cleaner::new(lake.clone());
+    tasks.spawn(named("cleaning", async move {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(CLEANING_INTERVAL) => {}
+            }
+            let cleaned = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                cleaned = cleaner.clean() => cleaned,
+            };
+            match cleaned {
+                Ok(report) if report.files > 0 => {
+                    tracing::debug!(files = report.files, bytes = report.bytes, "cleaned")
+                }
+                Ok(_) => {}
+                // What can't be deleted now is deleted later; nothing else depends on it.
+                Err(error) => tracing::warn!(%error, "cleaning put off"),
+            }
+        }
+    }));
+}
+
 /// Binds the three doors.
 pub(crate) async fn bind_doors(ports: &Ports) -> anyhow::Result<flight_server::Listeners> {
     Ok(flight_server::Listeners {
@@ -240,8 +274,12 @@ async fn bind(ports: &Ports, port: u16, flag: &str) -> anyhow::Result<TcpListene
     let address = SocketAddr::new(ports.listen, port);
     TcpListener::bind(address).await.map_err(|error| {
         let message = match error.kind() {
-            std::io::ErrorKind::AddrInUse => format!("port {port} is taken: end what listens there, or choose another with {flag}"),
-            std::io::ErrorKind::PermissionDenied => format!("port {port} may not be opened by this user: choose another with {flag}"),
+            std::io::ErrorKind::AddrInUse => {
+                format!("port {port} is taken: end what listens there, or choose another with {flag}")
+            }
+            std::io::ErrorKind::PermissionDenied => {
+                format!("port {port} may not be opened by this user: choose another with {flag}")
+            }
             _ => format!("cannot listen on {address} ({error}): choose another with {flag} or --listen"),
         };
         Fault::usage(message).into()

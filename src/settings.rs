@@ -19,7 +19,10 @@ use layers::{Layers, Setting};
 const DATA_DIR: Setting = Setting { key: "data_dir", variables: &["LAKEBEAT_DATA_DIR"] };
 const LAKE: Setting = Setting { key: "lake", variables: &["LAKEBEAT_LAKE"] };
 const LOG_LEVEL: Setting = Setting { key: "log_level", variables: &["LAKEBEAT_LOG_LEVEL"] };
-const BROKERS: Setting = Setting { key: "kafka.brokers", variables: &["LAKEBEAT_BROKERS", "KAFKA_BOOTSTRAP_SERVERS", "KAFKA_BOOTSTRAP_SERVER"] };
+const BROKERS: Setting = Setting {
+    key: "kafka.brokers",
+    variables: &["LAKEBEAT_BROKERS", "KAFKA_BOOTSTRAP_SERVERS", "KAFKA_BOOTSTRAP_SERVER"],
+};
 const TOPIC: Setting = Setting { key: "kafka.topic", variables: &["LAKEBEAT_TOPIC", "KAFKA_TOPIC"] };
 const GROUP: Setting = Setting { key: "kafka.group", variables: &["LAKEBEAT_GROUP", "KAFKA_GROUP_ID"] };
 const LISTEN: Setting = Setting { key: "ports.listen", variables: &["LAKEBEAT_LISTEN"] };
@@ -34,13 +37,21 @@ const FLUSH_MILLIS: Setting = Setting { key: "ingest.flush_millis", variables: &
 const FLUSH_ROWS: Setting = Setting { key: "ingest.flush_rows", variables: &["LAKEBEAT_FLUSH_ROWS", "BATCH_SIZE"] };
 const FLUSH_BYTES: Setting = Setting { key: "ingest.flush_bytes", variables: &["LAKEBEAT_FLUSH_BYTES"] };
 const MEMORY_BYTES: Setting = Setting { key: "query.memory_bytes", variables: &["LAKEBEAT_QUERY_MEMORY_BYTES"] };
-const TIMEOUT_SECONDS: Setting = Setting { key: "query.timeout_seconds", variables: &["LAKEBEAT_QUERY_TIMEOUT_SECONDS"] };
-const MINIO_ENDPOINT: Setting = Setting { key: "s3.endpoint", variables: &["LAKEBEAT_S3_ENDPOINT", "MINIO_ENDPOINT", "AWS_ENDPOINT_URL"] };
-const MINIO_ACCESS_KEY: Setting = Setting { key: "s3.access_key", variables: &["LAKEBEAT_S3_ACCESS_KEY", "MINIO_ACCESS_KEY", "AWS_ACCESS_KEY_ID"] };
-const MINIO_SECRET_KEY: Setting = Setting { key: "s3.secret_key", variables: &["LAKEBEAT_S3_SECRET_KEY", "MINIO_SECRET_KEY", "AWS_SECRET_ACCESS_KEY"] };
+const TIMEOUT_SECONDS: Setting =
+    Setting { key: "query.timeout_seconds", variables: &["LAKEBEAT_QUERY_TIMEOUT_SECONDS"] };
+const MINIO_ENDPOINT: Setting =
+    Setting { key: "s3.endpoint", variables: &["LAKEBEAT_S3_ENDPOINT", "MINIO_ENDPOINT", "AWS_ENDPOINT_URL"] };
+const MINIO_ACCESS_KEY: Setting =
+    Setting { key: "s3.access_key", variables: &["LAKEBEAT_S3_ACCESS_KEY", "MINIO_ACCESS_KEY", "AWS_ACCESS_KEY_ID"] };
+const MINIO_SECRET_KEY: Setting = Setting {
+    key: "s3.secret_key",
+    variables: &["LAKEBEAT_S3_SECRET_KEY", "MINIO_SECRET_KEY", "AWS_SECRET_ACCESS_KEY"],
+};
 const MINIO_BUCKET: Setting = Setting { key: "s3.bucket", variables: &["LAKEBEAT_S3_BUCKET", "MINIO_BUCKET"] };
-const S3_REGION: Setting = Setting { key: "s3.region", variables: &["LAKEBEAT_S3_REGION", "AWS_REGION", "AWS_DEFAULT_REGION"] };
-const S3_TOKEN: Setting = Setting { key: "s3.session_token", variables: &["LAKEBEAT_S3_SESSION_TOKEN", "AWS_SESSION_TOKEN"] };
+const S3_REGION: Setting =
+    Setting { key: "s3.region", variables: &["LAKEBEAT_S3_REGION", "AWS_REGION", "AWS_DEFAULT_REGION"] };
+const S3_TOKEN: Setting =
+    Setting { key: "s3.session_token", variables: &["LAKEBEAT_S3_SESSION_TOKEN", "AWS_SESSION_TOKEN"] };
 
 /// Every setting there is, so that an unknown name can be told.
 const ALL: &[&Setting] = &[
@@ -218,7 +229,9 @@ fn lake(cli: &Cli, layers: &Layers, data_dir: &std::path::Path) -> anyhow::Resul
         (None, Some(_)) => {
             let bucket: Option<String> = layers.pick(none, &MINIO_BUCKET)?;
             let bucket = bucket.ok_or_else(|| {
-                Fault::usage("MINIO_ENDPOINT is set, but no bucket: set MINIO_BUCKET, or the lake with --lake s3://bucket")
+                Fault::usage(
+                    "MINIO_ENDPOINT is set, but no bucket: set MINIO_BUCKET, or the lake with --lake s3://bucket",
+                )
             })?;
             lake_url(&format!("s3://{bucket}"))?
         }
@@ -255,7 +268,8 @@ fn s3_settings(layers: &Layers, endpoint: Option<String>) -> anyhow::Result<BTre
 /// A URL, or a folder's path.
 fn lake_url(text: &str) -> anyhow::Result<Url> {
     if text.contains("://") {
-        return Url::parse(text).map_err(|error| Fault::usage(format!("the lake \"{text}\" is no URL: {error}")).into());
+        return Url::parse(text)
+            .map_err(|error| Fault::usage(format!("the lake \"{text}\" is no URL: {error}")).into());
     }
     folder_url(std::path::Path::new(text))
 }
@@ -306,21 +320,25 @@ fn topic(layers: &Layers, flag: Option<&String>) -> anyhow::Result<TopicSpec> {
         None => Vec::new(),
     };
     let chosen = match name {
-        Some(name) => described.iter().position(|topic| topic.name == name).map(|at| described.swap_remove(at)).or_else(|| {
-            // Another name for the bundled topic, as the replaced pipeline's settings give it.
-            described.is_empty().then(|| TopicSpec { name, ..TopicSpec::spotify() })
-        }),
+        Some(name) => {
+            described.iter().position(|topic| topic.name == name).map(|at| described.swap_remove(at)).or_else(|| {
+                // Another name for the bundled topic, as the replaced pipeline's settings give it.
+                described.is_empty().then(|| TopicSpec { name, ..TopicSpec::spotify() })
+            })
+        }
         None if described.len() > 1 => None,
         None => Some(described.pop().unwrap_or_else(TopicSpec::spotify)),
     };
-    let topic = chosen.ok_or_else(|| Fault::usage("which of the [[topics]]? name one that is described there with --topic"))?;
+    let topic =
+        chosen.ok_or_else(|| Fault::usage("which of the [[topics]]? name one that is described there with --topic"))?;
     topic.check()?;
     Ok(topic)
 }
 
 fn kafka_properties(layers: &Layers) -> anyhow::Result<Properties> {
     let Some(value) = layers.in_file("kafka.properties") else { return Ok(Properties::new()) };
-    let table = value.as_table().ok_or_else(|| Fault::usage("kafka.properties is not a table: write [kafka.properties]"))?;
+    let table =
+        value.as_table().ok_or_else(|| Fault::usage("kafka.properties is not a table: write [kafka.properties]"))?;
     let text = |value: &toml::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     Ok(table.iter().map(|(name, value)| (name.clone(), text(value))).collect())
 }

@@ -46,7 +46,11 @@ pub(crate) fn banner(addresses: &Addresses) {
 }
 
 /// Shows how things go until the token is cancelled.
-pub(crate) async fn show(lake: Lake, progress: watch::Receiver<Progress>, token: CancellationToken) -> anyhow::Result<()> {
+pub(crate) async fn show(
+    lake: Lake,
+    progress: watch::Receiver<Progress>,
+    token: CancellationToken,
+) -> anyhow::Result<()> {
     let live = std::io::stderr().is_terminal();
     let mut ticks = tokio::time::interval(if live { LINE_INTERVAL } else { LOG_INTERVAL });
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

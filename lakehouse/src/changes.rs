@@ -35,7 +35,9 @@ impl Table {
         }
         let commits = match self.commits(from, upto).await {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Ok(Changes::Rewritten { reason: format!("the log of {} no longer goes back to version {from}", self.name()) });
+                return Ok(Changes::Rewritten {
+                    reason: format!("the log of {} no longer goes back to version {from}", self.name()),
+                });
             }
             commits => commits?,
         };
@@ -49,7 +51,9 @@ impl Table {
                 return Ok(Changes::Rewritten { reason });
             }
             if commit.removes.iter().any(|remove| remove.data_change) {
-                return Ok(Changes::Rewritten { reason: format!("version {version} of {} took rows out", self.name()) });
+                return Ok(Changes::Rewritten {
+                    reason: format!("version {version} of {} took rows out", self.name()),
+                });
             }
             for add in commit.adds.into_iter().filter(|add| add.data_change) {
                 if seen.insert(add.file.path.clone(), ()).is_none() {

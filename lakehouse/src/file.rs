@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use deltalake_core::kernel::{Add, Remove};
+use deltalake_core::kernel::{Add, LogicalFileView, Remove};
 
 /// One Parquet file of a table, as the log describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,19 @@ pub struct DataFile {
 }
 
 impl DataFile {
+    /// A file as the Delta kernel yields it from checkpoint and log.
+    pub(crate) fn from_view(view: &LogicalFileView) -> Self {
+        let stats = view.stats();
+        Self {
+            path: view.path().into_owned(),
+            size: view.size().try_into().unwrap_or(0),
+            modified_millis: view.modification_time(),
+            partition_values: view.partition_values_map().into_iter().collect(),
+            rows: stats.as_deref().and_then(rows_in_stats),
+            stats,
+        }
+    }
+
     pub(crate) fn from_add(add: Add) -> Self {
         let rows = add.stats.as_deref().and_then(rows_in_stats);
         Self {

@@ -74,7 +74,15 @@ impl Lake {
     async fn over(storage: Storage, clock: Arc<dyn Clock>) -> Result<Self> {
         let store: Arc<dyn ObjectStore> = Arc::new(PrefixStore::new(storage.root.clone(), storage.prefix.clone()));
         check_format(store.as_ref(), &storage.url).await?;
-        let inner = LakeInner { storage, store, clock, tables: Mutex::default(), newest: NewestPublications::default(), sessions: OnceLock::new(), heads: tokio::sync::Mutex::default() };
+        let inner = LakeInner {
+            storage,
+            store,
+            clock,
+            tables: Mutex::default(),
+            newest: NewestPublications::default(),
+            sessions: OnceLock::new(),
+            heads: tokio::sync::Mutex::default(),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -105,8 +113,10 @@ impl Lake {
 
     fn new_table(&self, name: &TableName) -> Table {
         let storage = &self.inner.storage;
-        let location = storage.url.join(&format!("{}/", name.folder())).expect("a table's name is two plain path segments");
-        let folder = Path::from_iter(storage.prefix.parts().chain([name.schema.as_str().into(), name.name.as_str().into()]));
+        let location =
+            storage.url.join(&format!("{}/", name.folder())).expect("a table's name is two plain path segments");
+        let folder =
+            Path::from_iter(storage.prefix.parts().chain([name.schema.as_str().into(), name.name.as_str().into()]));
         let store = Arc::new(PrefixStore::new(storage.root.clone(), folder));
         let log = default_logstore(store, storage.root.clone(), &location, &StorageConfig::default());
         Table::new(name.clone(), log, self.inner.clock.clone())
@@ -126,7 +136,10 @@ impl Lake {
     /// Sets how much of the machine queries may take. To be called before the first of them.
     pub fn limit_sessions(&self, options: &SessionOptions) -> Result<()> {
         let sessions = SessionFactory::new(self, options)?;
-        self.inner.sessions.set(sessions).map_err(|_| Error::new(ErrorKind::Bug, "a session was made before the limits were set"))
+        self.inner
+            .sessions
+            .set(sessions)
+            .map_err(|_| Error::new(ErrorKind::Bug, "a session was made before the limits were set"))
     }
 
     /// The tables that are read at their heads. Listed now and then, not for every query.

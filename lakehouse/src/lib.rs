@@ -9,6 +9,7 @@
 //! This crate knows object storage, Delta and DataFusion. It never knows Kafka, a wire protocol, Snowflake or Jinja.
 
 mod changes;
+mod cleaning;
 mod clock;
 mod commit;
 mod error;
@@ -31,6 +32,7 @@ mod verify;
 mod version;
 
 pub use changes::Changes;
+pub use cleaning::{CleanReport, Cleaner};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use commit::Outcome;
 pub use error::{Error, ErrorKind, Result};

@@ -240,6 +240,8 @@ impl CommitEntry {
 pub(crate) fn unsupported(table: &TableName, feature: &str) -> Error {
     Error::new(
         ErrorKind::BadData,
-        format!("table {table} uses {feature}, which Lakebeat does not read: rewrite it without, from the engine that wrote it"),
+        format!(
+            "table {table} uses {feature}, which Lakebeat does not read: rewrite it without, from the engine that wrote it"
+        ),
     )
 }

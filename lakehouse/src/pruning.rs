@@ -8,7 +8,7 @@ use arrow::datatypes::SchemaRef;
 use datafusion::common::pruning::PruningStatistics;
 use datafusion::common::{Column, Result, ScalarValue};
 use datafusion::physical_expr::PhysicalExpr;
-use datafusion::physical_optimizer::pruning::PruningPredicate;
+use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
 use serde_json::Value;
 
 use crate::file::DataFile;
@@ -20,7 +20,8 @@ pub(crate) fn prune(
     schema: &SchemaRef,
     files: &[Arc<DataFile>],
 ) -> Result<Vec<Arc<DataFile>>> {
-    let Ok(pruning) = PruningPredicate::try_new(predicate.clone(), schema.clone()) else {
+    let builder = PruningPredicateBuilder::new().with_file_schema(schema.clone());
+    let Ok(pruning) = builder.try_build(predicate.clone()) else {
         // A predicate that can't be turned into bounds prunes nothing.
         return Ok(files.to_vec());
     };
@@ -49,12 +50,11 @@ impl<'a> LoggedStatistics<'a> {
 
     fn bounds(&self, column: &Column, bound: Bound) -> Option<ArrayRef> {
         let data_type = self.schema.field_with_name(&column.name).ok()?.data_type();
-        let values = self.files.iter().zip(&self.stats).map(|(file, stats)| {
-            match file.partition_values.get(&column.name) {
+        let values =
+            self.files.iter().zip(&self.stats).map(|(file, stats)| match file.partition_values.get(&column.name) {
                 Some(value) => stats::partition_value(value.as_deref(), data_type),
                 None => stats::bound_in(stats, &column.name, data_type, bound),
-            }
-        });
+            });
         ScalarValue::iter_to_array(values).ok()
     }
 }

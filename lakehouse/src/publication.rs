@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::Mutex;
 
+use crate::commit::Outcome;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lake::Lake;
 use crate::log::{Commit, CommitEntry, Operation};
@@ -22,7 +23,6 @@ use crate::schema::TableSpec;
 use crate::stage::StageOptions;
 use crate::system::timestamp_type;
 use crate::table::Table;
-use crate::commit::Outcome;
 use crate::version::TableVersion;
 
 /// The group of all models that no project splits off.

@@ -145,6 +145,7 @@ fn check_type(name: &TableName, column: &str, data_type: &DataType) -> Result<()
     if survives {
         return Ok(());
     }
-    let message = format!("column {column} of {name} is {data_type}, which a Delta table cannot keep: cast it in the query");
+    let message =
+        format!("column {column} of {name} is {data_type}, which a Delta table cannot keep: cast it in the query");
     Err(Error::new(ErrorKind::BadConfig, message))
 }

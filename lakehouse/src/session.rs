@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use datafusion::catalog::{
-    CatalogProvider, MemoryCatalogProviderList, SchemaProvider, TableProvider, CatalogProviderList,
+    CatalogProvider, CatalogProviderList as _, MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider,
+    SchemaProvider, TableProvider,
 };
 use datafusion::common::config::Dialect;
 use datafusion::error::{DataFusionError, Result as QueryResult};
@@ -67,17 +68,18 @@ impl SessionFactory {
     pub(crate) fn new(lake: &Lake, options: &SessionOptions) -> Result<Self> {
         let runtime = runtime(lake, options)?;
         let config = config(options);
-        let base = SessionStateBuilder::new()
-            .with_config(config)
-            .with_runtime_env(runtime)
-            .with_default_features()
-            .build();
+        let base =
+            SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features().build();
         Ok(Self { lake: lake.clone(), base: Arc::new(base) })
     }
 
-    /// A session without tables, for plans over providers that the caller has.
+    /// A session without tables of the lake, for plans over providers that the caller has and may register.
     pub fn context(&self) -> SessionContext {
-        self.with_schemas(BTreeMap::new())
+        let catalog = MemoryCatalogProvider::new();
+        catalog
+            .register_schema(DEFAULT_SCHEMA, Arc::new(MemorySchemaProvider::new()))
+            .expect("a catalog in memory takes any schema");
+        self.with_catalog(Arc::new(catalog))
     }
 
     /// A session on one publication. Without one, silver and gold are empty.
@@ -104,13 +106,12 @@ impl SessionFactory {
             let slot = Slot::Pinned(version.provider());
             schemas.entry(name.schema.clone()).or_default().insert(name.name.clone(), slot);
         }
-        Ok(self.with_schemas(schemas))
+        Ok(self.with_catalog(Arc::new(LakeCatalog::new(schemas))))
     }
 
-    fn with_schemas(&self, schemas: BTreeMap<String, BTreeMap<String, Slot>>) -> SessionContext {
-        let catalog = LakeCatalog::new(schemas);
+    fn with_catalog(&self, catalog: Arc<dyn CatalogProvider>) -> SessionContext {
         let catalogs = MemoryCatalogProviderList::new();
-        catalogs.register_catalog(CATALOG.to_owned(), Arc::new(catalog));
+        catalogs.register_catalog(CATALOG.to_owned(), catalog);
         let state = SessionStateBuilder::new_from_existing(self.base.as_ref().clone())
             .with_session_id(uuid::Uuid::new_v4().to_string())
             .with_catalog_list(Arc::new(catalogs))
@@ -181,10 +182,8 @@ struct LakeCatalog {
 
 impl LakeCatalog {
     fn new(schemas: BTreeMap<String, BTreeMap<String, Slot>>) -> Self {
-        let mut made: BTreeMap<String, Arc<LakeSchema>> = schemas
-            .into_iter()
-            .map(|(name, tables)| (name, Arc::new(LakeSchema::new(tables))))
-            .collect();
+        let mut made: BTreeMap<String, Arc<LakeSchema>> =
+            schemas.into_iter().map(|(name, tables)| (name, Arc::new(LakeSchema::new(tables)))).collect();
         // An unqualified name is a name in the default schema: what that schema has not, it looks up along the path.
         if let Some(default) = made.get(DEFAULT_SCHEMA) {
             let path = SEARCH_PATH.iter().filter(|schema| **schema != DEFAULT_SCHEMA);

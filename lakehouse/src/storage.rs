@@ -68,7 +68,8 @@ fn open_folder(url: &Url) -> Result<Arc<dyn ObjectStore>> {
         .to_file_path()
         .map_err(|()| Error::new(ErrorKind::BadConfig, format!("{url} is not a path on this machine")))?;
     std::fs::create_dir_all(&folder).map_err(|source| {
-        let message = format!("cannot make the lake's folder {}: choose another with --data-dir or --lake", folder.display());
+        let message =
+            format!("cannot make the lake's folder {}: choose another with --data-dir or --lake", folder.display());
         Error::with_source(ErrorKind::BadConfig, message, source)
     })?;
     Ok(Arc::new(LocalFileSystem::new()))
@@ -85,8 +86,8 @@ fn open_s3(url: &Url, options: &StorageOptions) -> Result<Arc<dyn ObjectStore>> 
         })?;
         builder = builder.with_config(key, value);
     }
-    let store = builder
-        .build()
-        .map_err(|source| Error::with_source(ErrorKind::BadConfig, format!("the settings for {url} do not fit"), source))?;
+    let store = builder.build().map_err(|source| {
+        Error::with_source(ErrorKind::BadConfig, format!("the settings for {url} do not fit"), source)
+    })?;
     Ok(Arc::new(store))
 }

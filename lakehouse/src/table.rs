@@ -135,8 +135,7 @@ impl Table {
             let log = self.inner.log.as_ref();
             head.remember(transactions_at(&self.inner.name, log, head.loaded_version, unknown).await?);
         }
-        let entries =
-            app_ids.iter().filter_map(|app_id| Some((app_id.clone(), head.transaction(app_id)?))).collect();
+        let entries = app_ids.iter().filter_map(|app_id| Some((app_id.clone(), head.transaction(app_id)?))).collect();
         Ok(Ledger { version: head.version(), entries })
     }
 

@@ -81,7 +81,15 @@ impl fmt::Display for VerifyReport {
             writeln!(
                 f,
                 "{} partition {} of {}: offsets {}..{} = {} rows + {} dead letters + {} holes, in {} commits",
-                one.table, one.partition, one.topic, one.from, one.to, one.rows, one.dead_letters, one.holes, one.commits
+                one.table,
+                one.partition,
+                one.topic,
+                one.from,
+                one.to,
+                one.rows,
+                one.dead_letters,
+                one.holes,
+                one.commits
             )?;
         }
         for fault in &self.faults {

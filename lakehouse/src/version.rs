@@ -74,7 +74,7 @@ impl Head {
             if view.deletion_vector_descriptor().is_some() {
                 return Err(unsupported(name, "deletion vectors"));
             }
-            let file = DataFile::from_add(view.add_action());
+            let file = DataFile::from_view(&view);
             files.insert(file.path.clone(), Arc::new(file));
         }
         drop(views);
@@ -151,7 +151,9 @@ pub(crate) async fn transactions_at(
     let read = move || read_transactions(engine.as_ref(), root, version, &app_ids);
     tokio::task::spawn_blocking(read)
         .await
-        .map_err(|source| Error::with_source(ErrorKind::Bug, format!("reading the ledger of {name} was broken off"), source))?
+        .map_err(|source| {
+            Error::with_source(ErrorKind::Bug, format!("reading the ledger of {name} was broken off"), source)
+        })?
         .map_err(|source| Error::kernel(format!("cannot read the ledger of {name} at version {version}"), source))
 }
 

@@ -32,8 +32,9 @@ impl Layers {
     /// Reads the environment, `.env` in the working folder, and the settings file.
     pub(crate) fn read(config: Option<&Path>, known: &[&Setting]) -> anyhow::Result<Self> {
         #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
-        let environment: BTreeMap<String, String> =
-            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect();
+        let environment: BTreeMap<String, String> = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
         let dotenv = read_dotenv(Path::new(".env"))?;
         let default = Path::new("lakebeat.toml");
         let path = config.or(default.exists().then_some(default));
@@ -184,15 +185,19 @@ mod tests {
 
     #[test]
     fn faults_name_the_place_and_the_nearest_name() {
-        let wrong = layers(&[], &[], "[ports]\nkafka = \"x\"").pick::<u16>(("", None), &PORT).expect_err("not a number");
+        let wrong =
+            layers(&[], &[], "[ports]\nkafka = \"x\"").pick::<u16>(("", None), &PORT).expect_err("not a number");
         expect_test::expect![[r#"ports.kafka in lakebeat.toml is "x": invalid digit found in string"#]]
             .assert_eq(&wrong.to_string());
         let unknown = layers(&[], &[], "[ports]\nkafak = 1").refuse_unknown(&[&PORT]).expect_err("unknown key");
         expect_test::expect!["unknown setting ports.kafak in lakebeat.toml: did you mean ports.kafka?"]
             .assert_eq(&unknown.to_string());
-        let unknown = layers(&[("LAKEBEAT_KAFKAPORT", "1")], &[], "").refuse_unknown(&[&PORT]).expect_err("unknown name");
-        expect_test::expect!["unknown setting LAKEBEAT_KAFKAPORT in the environment: did you mean LAKEBEAT_KAFKA_PORT?"]
-            .assert_eq(&unknown.to_string());
+        let unknown =
+            layers(&[("LAKEBEAT_KAFKAPORT", "1")], &[], "").refuse_unknown(&[&PORT]).expect_err("unknown name");
+        expect_test::expect![
+            "unknown setting LAKEBEAT_KAFKAPORT in the environment: did you mean LAKEBEAT_KAFKA_PORT?"
+        ]
+        .assert_eq(&unknown.to_string());
         layers(&[("OTHER", "1")], &[("ANYTHING", "1")], "").refuse_unknown(&[&PORT]).expect("not ours");
     }
 }

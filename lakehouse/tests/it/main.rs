@@ -1,5 +1,6 @@
 //! Tests of the lake as its users see it, on memory and on disk.
 
+mod cleaning;
 mod faulty;
 mod publication;
 mod storage;

@@ -65,7 +65,8 @@ async fn publishers_race_and_none_is_lost() {
         let mut publishers = tokio::task::JoinSet::new();
         for group in 0..5 {
             let (lake, tables) = (test.lake.clone(), BTreeMap::from([(name.clone(), pin.clone())]));
-            publishers.spawn(async move { lake.publish(&format!("group {group}"), tables).await.expect("published").id });
+            publishers
+                .spawn(async move { lake.publish(&format!("group {group}"), tables).await.expect("published").id });
         }
         let mut ids = publishers.join_all().await;
         ids.sort_unstable();

@@ -121,7 +121,8 @@ async fn changes_are_what_commits_added() {
         // Both files of day 0 go into one: no change, though neither old file is in the newest version.
         let head = table.head().await.expect("there");
         let mut compaction = Commit::new(Operation::Optimize);
-        compaction.adds = table.stage_batches(&head, vec![rows(0..20)], &StageOptions::default()).await.expect("staged");
+        compaction.adds =
+            table.stage_batches(&head, vec![rows(0..20)], &StageOptions::default()).await.expect("staged");
         compaction.removes = head.files.to_vec();
         table.replace(head.version, compaction).await.expect("committed");
 
@@ -204,7 +205,8 @@ async fn a_newer_lake_is_refused() {
     let mark = test.url.to_file_path().expect("a folder").join("_lakebeat.json");
     std::fs::write(&mark, r#"{"format":99,"written_by":"lakebeat 9.0.0"}"#).expect("written");
     let clock = std::sync::Arc::new(lakehouse::SystemClock);
-    let refused = lakehouse::Lake::open(&test.url, &lakehouse::StorageOptions::default(), clock).await.expect_err("refused");
+    let refused =
+        lakehouse::Lake::open(&test.url, &lakehouse::StorageOptions::default(), clock).await.expect_err("refused");
     assert_eq!(refused.kind(), ErrorKind::NewerLake);
     assert!(refused.to_string().contains("lakebeat 9.0.0"), "{refused}");
 }

@@ -1,0 +1,150 @@
+//! Cleaning: files that a later commit superseded go as soon as no kept publication names a version that holds them, and
+//! nobody who planned a query or a refresh before can still be reading them.
+//!
+//! Gold tables are rewritten with each refresh; without this a lake that is never idle would fill any disk. Only files are
+//! deleted of which the log says that they were live and no longer are: staged files are nobody's to judge here, and log
+//! entries stay.
+
+use std::collections::{BTreeMap, HashMap};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use object_store::ObjectStoreExt as _;
+use object_store::path::Path;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::lake::Lake;
+use crate::log::CommitEntry;
+use crate::name::TableName;
+use crate::publication::Publication;
+use crate::table::Table;
+
+/// A query or a refresh that was planned before a file was superseded has this long to read it.
+const READERS_GRACE: TimeDelta = TimeDelta::minutes(10);
+/// A compaction's old files are what its commits added: whoever refreshes from those commits, and was away for a while,
+/// reads them still.
+const REFRESH_GRACE: TimeDelta = TimeDelta::hours(24);
+/// A cleaner that starts looks back over so many commits of a table; what was superseded before them stays.
+const LOOK_BACK_MAX: u64 = 20_000;
+
+/// What a round of cleaning did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CleanReport {
+    /// Files that were deleted.
+    pub files: u64,
+    /// Their size in bytes.
+    pub bytes: u64,
+}
+
+/// Deletes what is superseded, round by round. It remembers where it stands in each table's log.
+#[derive(Debug)]
+pub struct Cleaner {
+    lake: Lake,
+    tables: HashMap<TableName, Position>,
+}
+
+/// How far one table's log was read, and what was found in it.
+#[derive(Debug, Default)]
+struct Position {
+    next_version: u64,
+    /// Live files: the version that added each, and its size.
+    live: HashMap<String, (u64, u64)>,
+    superseded: Vec<Superseded>,
+}
+
+/// A file that was live from one version to before another.
+#[derive(Debug)]
+struct Superseded {
+    path: String,
+    bytes: u64,
+    added: u64,
+    removed: u64,
+    /// From then on it may go, if no publication needs it.
+    due_at: DateTime<Utc>,
+}
+
+impl Cleaner {
+    /// A cleaner that has seen nothing yet.
+    pub fn new(lake: Lake) -> Self {
+        Self { lake, tables: HashMap::new() }
+    }
+
+    /// One round over all tables that models or publications rewrite. Bronze is only ever added to.
+    pub async fn clean(&mut self) -> Result<CleanReport> {
+        let mut report = CleanReport::default();
+        // Publications first: one that comes later names versions that are live now or later.
+        let kept = pins(&self.lake.publications().await?);
+        let now = self.lake.clock().now();
+        for name in self.lake.tables().await? {
+            if name.schema == "bronze" {
+                continue;
+            }
+            let table = self.lake.table(&name);
+            let position = self.tables.entry(name.clone()).or_default();
+            position.advance(&table).await?;
+            let pinned = kept.get(&name).map_or(&[][..], Vec::as_slice);
+            for gone in position.take_due(pinned, now) {
+                delete(&table, &gone.path).await?;
+                report.files += 1;
+                report.bytes += gone.bytes;
+            }
+        }
+        Ok(report)
+    }
+}
+
+impl Position {
+    async fn advance(&mut self, table: &Table) -> Result<()> {
+        let newest = table.head().await?.version;
+        self.next_version = self.next_version.max(newest.saturating_sub(LOOK_BACK_MAX));
+        while self.next_version <= newest {
+            match table.commits(self.next_version, self.next_version).await {
+                Ok(commits) => commits.into_iter().for_each(|commit| self.take(commit)),
+                // Cleaned up before us: what it superseded is not known, and stays.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+            self.next_version += 1;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, commit: CommitEntry) {
+        // A commit without a time is of a foreign writer: its files are not ours to delete.
+        let Some(at) = commit.timestamp else { return };
+        for remove in commit.removes {
+            let Some((added, bytes)) = self.live.remove(&remove.path) else { continue };
+            let grace = if remove.data_change { READERS_GRACE } else { REFRESH_GRACE };
+            let due_at = at + grace;
+            self.superseded.push(Superseded { path: remove.path, bytes, added, removed: commit.version, due_at });
+        }
+        for add in commit.adds {
+            // A file that is taken back in (a restore) is live again.
+            self.superseded.retain(|gone| gone.path != add.file.path);
+            self.live.insert(add.file.path.clone(), (commit.version, add.file.size));
+        }
+    }
+
+    fn take_due(&mut self, pinned: &[u64], now: DateTime<Utc>) -> Vec<Superseded> {
+        let is_due = |gone: &mut Superseded| {
+            gone.due_at <= now && !pinned.iter().any(|version| (gone.added..gone.removed).contains(version))
+        };
+        self.superseded.extract_if(.., is_due).collect()
+    }
+}
+
+/// The versions of each table that kept publications name.
+fn pins(publications: &[Publication]) -> BTreeMap<TableName, Vec<u64>> {
+    let mut pins: BTreeMap<TableName, Vec<u64>> = BTreeMap::new();
+    for (name, pinned) in publications.iter().flat_map(|publication| &publication.tables) {
+        pins.entry(name.clone()).or_default().push(pinned.version);
+    }
+    pins
+}
+
+async fn delete(table: &Table, path: &str) -> Result<()> {
+    let location = Path::from_iter(path.split('/'));
+    match table.store().delete(&location).await {
+        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+        Err(source) => Err(Error::store(format!("cannot delete {path} of {}", table.name()), source)),
+    }
+}
