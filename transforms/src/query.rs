@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
-use datafusion::catalog::{
-    CatalogProvider as _, MemoryCatalogProvider, MemorySchemaProvider, TableProvider,
-};
+use datafusion::catalog::{CatalogProvider as _, MemoryCatalogProvider, MemorySchemaProvider, TableProvider};
 use datafusion::error::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SQLOptions;
@@ -107,6 +105,8 @@ fn sql_error(model: &Model, error: &DataFusionError) -> Error {
     let line = line.or_else(|| line_in(&message));
     let remedy = if message.contains("not found") && message.contains("table") {
         " (a model sees only what it names by ref or source)"
+    } else if message.contains("not supported:") {
+        " (a model is one select)"
     } else {
         ""
     };

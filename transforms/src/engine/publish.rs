@@ -7,7 +7,7 @@ use lakehouse::{Changes, PinnedTable, Publication, TableName};
 use super::Pass;
 use crate::compile::Model;
 use crate::error::Result;
-use crate::report::{BuildReport, HeldGroup};
+use crate::report::{BuildReport, HeldGroup, ModelStatus};
 
 impl Pass<'_> {
     /// Publishes every group that has no fault and something new.
@@ -30,11 +30,15 @@ impl Pass<'_> {
         Ok(())
     }
 
+    /// The models and tests at fault; what was only skipped or held because of them is no cause.
     fn faults(&self, group: &str) -> Vec<String> {
         let of_group = |model: &str| self.plan.project.find(model).is_some_and(|model| model.group() == group);
-        let models = self.runs.iter().filter(|run| run.status.is_fault() && of_group(&run.model));
+        let runs: Vec<_> = self.runs.iter().filter(|run| run.status.is_fault() && of_group(&run.model)).collect();
         let tests = self.tests.iter().filter(|test| test.status.is_fault() && of_group(&test.model));
-        models.map(|run| run.model.clone()).chain(tests.map(|test| test.test.clone())).collect()
+        let failed = runs.iter().filter(|run| run.status == ModelStatus::Failed).map(|run| run.model.clone());
+        let causes: Vec<String> = failed.chain(tests.map(|test| test.test.clone())).collect();
+        // Where another group's fault reaches into this one, there is nothing else to name.
+        if causes.is_empty() { runs.iter().map(|run| run.model.clone()).collect() } else { causes }
     }
 
     async fn publish_group(&self, group: &str) -> Result<Option<Publication>> {

@@ -255,13 +255,13 @@ impl Merge<'_> {
             let column = quoted(&order.column);
             let first = match order.direction {
                 Direction::Ascending => {
-                    format!("f.{column} < e.{column} or (f.{column} is not null and e.{column} is null)")
+                    format!("(f.{column} < e.{column}) or (f.{column} is not null and e.{column} is null)")
                 }
                 Direction::Descending => {
-                    format!("f.{column} > e.{column} or (f.{column} is null and e.{column} is not null)")
+                    format!("(f.{column} > e.{column}) or (f.{column} is null and e.{column} is not null)")
                 }
             };
-            format!("({first} or (f.{column} is not distinct from e.{column} and {rest}))")
+            format!("({first} or ((f.{column} is not distinct from e.{column}) and {rest}))")
         });
         format!("coalesce({before}, false)")
     }
