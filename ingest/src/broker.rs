@@ -41,7 +41,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 use url::Url;
 
 use crate::{Error, ErrorKind, Result};
@@ -142,7 +142,7 @@ pub async fn run(
     let mut guards = JoinSet::new();
     guards.spawn(guard.run());
     let router = Arc::new(Router::new(RequestChannelService::new(sender), records)?);
-    info!(%address, folder = %options.data_dir.display(), "the broker serves");
+    debug!(%address, folder = %options.data_dir.display(), "the broker serves");
     // Whoever waited may have given up, which the token says as well.
     _ = ready.send(address);
     let mut connections = JoinSet::new();

@@ -14,10 +14,14 @@ import subprocess
 import sys
 import uuid
 
+import confluent_kafka
+import kafka
 import program
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+from lake import Lake, wait_settled
+from messages import in_topic, simulate
 from waiting import wait_for
 
 CLIENTS = program.REPOSITORY / "tests" / "broker_clients"
@@ -25,6 +29,11 @@ CACHE = pathlib.Path(os.environ.get("LAKEBEAT_CACHE", pathlib.Path.home() / ".ca
 TOPIC = "clients"
 PARTITIONS = 2
 COUNT = 50
+
+# The clients as the table names them.
+PYTHON = f"kafka-python {kafka.__version__}"
+LIBRDKAFKA = f"librdkafka {confluent_kafka.libversion()[0]}"
+JAVA = "Java kafka-clients 3.9.1"
 
 KAFKA_PYTHON = [
     ("none", "all"), ("2.6", "all"), ("2.5", "all"), ("1.0", "all"), ("0.11", "all"), ("0.10.1", "1"), ("0.10.1", "0"),
@@ -117,11 +126,20 @@ def read_all(broker):
     return values
 
 
+def kafka_python(bootstrap, version, acks):
+    return [sys.executable, str(CLIENTS / "kafka_python.py"), bootstrap, TOPIC, version, acks, str(COUNT)]
+
+
+def java(bootstrap, *settings):
+    jars, source = str(CACHE / "java-clients" / "libs" / "*"), str(CLIENTS / "JavaClient.java")
+    quiet = "-Dorg.slf4j.simpleLogger.defaultLogLevel=error"
+    return ["java", quiet, "-cp", jars, source, bootstrap, TOPIC, str(COUNT), *settings]
+
+
 @pytest.mark.parametrize(("version", "acks"), KAFKA_PYTHON)
 def test_kafka_python(broker, ledger, version, acks):
-    script = str(CLIENTS / "kafka_python.py")
-    command = [sys.executable, script, broker.bootstrap, TOPIC, version, acks, str(COUNT)]
-    outcome = run_client(command, ledger, "kafka-python", f"api_version={version} acks={acks}")
+    command = kafka_python(broker.bootstrap, version, acks)
+    outcome = run_client(command, ledger, PYTHON, f"api_version={version} acks={acks}")
     assert outcome["error"] or outcome["found"] == COUNT
     check_served(broker, ledger)
 
@@ -137,20 +155,25 @@ def test_librdkafka(broker, ledger, codec):
     if not failures:
         ledger["acknowledged"] |= values
     outcome = f"refused: {failures[0]}" if failures else "served"
-    ledger["table"].append(("librdkafka (confluent-kafka)", f"codec={codec}", outcome))
+    ledger["table"].append((LIBRDKAFKA, f"codec={codec}", outcome))
     check_served(broker, ledger)
 
 
-@pytest.mark.parametrize("setting", ["acks=all", "acks=0", "compression.type=snappy", "transactional.id=one"])
-def test_java(broker, ledger, setting):
-    jars = str(CACHE / "java-clients" / "libs" / "*")
-    source = str(CLIENTS / "JavaClient.java")
-    command = ["java", "-Dorg.slf4j.simpleLogger.defaultLogLevel=error", "-cp", jars, source, broker.bootstrap, TOPIC, str(COUNT)]
-    if setting == "acks=0":
-        setting = "acks=0 enable.idempotence=false"
-    outcome = run_client(command + setting.split(), ledger, "Java kafka-clients", setting)
+def test_librdkafka_has_no_transactions(broker, ledger):
+    producer = Producer({"bootstrap.servers": broker.bootstrap, "log_level": 0, "transactional.id": "one"})
+    with pytest.raises(KafkaException) as refused:
+        producer.init_transactions(15)
+    ledger["table"].append((LIBRDKAFKA, "transactional.id=one", f"refused: {refused.value.args[0].str()}"))
+    check_served(broker, ledger)
+
+
+@pytest.mark.parametrize("settings", [
+    ["acks=all"], ["acks=0", "enable.idempotence=false"], ["compression.type=snappy"], ["transactional.id=one"],
+])
+def test_java(broker, ledger, settings):
+    outcome = run_client(java(broker.bootstrap, *settings), ledger, JAVA, " ".join(settings))
     assert outcome["error"] or outcome["found"] == COUNT
-    if "transactional" in setting:
+    if "transactional.id=one" in settings:
         assert outcome["error"], "the broker has no transactions, and the client has to learn it"
     check_served(broker, ledger)
 
@@ -172,17 +195,30 @@ def test_a_group_shares_the_partitions(broker, ledger):
     check_served(broker, ledger)
 
 
-@pytest.mark.parametrize("frame", [
-    b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff" + b"\0" * 64,
-    b"\0\0\0\x08\0\x16\0\0\0\0\0\1", b"\0\0\0\x0c\0\0\0\x09\0\0\0\1\xff\xff\xff\xff", b"\0\0\0\x02\0\0",
-])
+GARBAGE = [
+    b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"\xff\xff\xff\xff",
+    b"\x7f\xff\xff\xff" + b"\0" * 64,
+    b"\0\0\0\x02\0\0",
+    # InitProducerId of version 0 and Produce of version 9, both cut off.
+    b"\0\0\0\x08\0\x16\0\0\0\0\0\1",
+    b"\0\0\0\x0c\0\0\0\x09\0\0\0\1\xff\xff\xff\xff",
+]
+
+
+@pytest.mark.parametrize("frame", GARBAGE)
 def test_garbage(broker, ledger, frame):
-    with socket.create_connection(("127.0.0.1", broker.port), timeout=5) as connection:
+    send_raw(broker.bootstrap, frame)
+    check_served(broker, ledger)
+
+
+def send_raw(bootstrap, frame):
+    host, port = bootstrap.split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
         connection.sendall(frame)
         with contextlib.suppress(OSError):
             connection.shutdown(socket.SHUT_WR)
             connection.recv(1024)
-    check_served(broker, ledger)
 
 
 def test_what_the_engine_cannot_do(broker, ledger):
@@ -215,3 +251,23 @@ def test_restart_keeps_everything(broker, ledger, how):
     assert committed[0].offset == 7
     consumer.close()
     check_served(broker, ledger)
+
+
+def test_up_loses_nothing(up, tmp_path, seed):
+    """The worst of the above at a broker that is at work."""
+    print(f"seed {seed}")
+    simulate(up.brokers, tmp_path, 1_000, seed)
+    admin = AdminClient({"bootstrap.servers": up.brokers})
+    admin.create_topics([NewTopic(TOPIC, num_partitions=PARTITIONS)])[TOPIC].result(10)
+    ledger = {"acknowledged": set(), "table": []}
+    for command in [kafka_python(up.brokers, "1.0", "all"), kafka_python(up.brokers, "0.10.1", "0"), java(up.brokers)]:
+        outcome = run_client(command, ledger, "", "")
+        assert outcome["error"] or outcome["found"] == COUNT
+    for frame in GARBAGE:
+        send_raw(up.brokers, frame)
+    admin.delete_topics([TOPIC])[TOPIC].result(10)
+    (tmp_path / "again").mkdir()
+    simulate(up.brokers, tmp_path / "again", 1_000, seed + 1)
+    messages = in_topic(up.brokers)
+    assert len(messages) == 2_000
+    wait_settled(Lake(up.lake), messages, alive=up)
