@@ -56,9 +56,9 @@ fn start_log(level: &str) -> anyhow::Result<()> {
 
 /// Libraries that tell at `info`, or complain at `error`, about what is everyday here.
 const QUIET: [&str; 9] = [
-    "buoyant_kernel=error",
-    "delta_kernel=error",
-    "deltalake_core=error",
+    "buoyant_kernel=off",
+    "delta_kernel=off",
+    "deltalake_core=off",
     "librdkafka=off",
     "rdkafka=error",
     "tansu_broker=error",

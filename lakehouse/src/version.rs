@@ -64,6 +64,9 @@ pub(crate) struct Head {
 impl Head {
     /// Loads the newest version, or a given one, through the Delta kernel: checkpoint first, then the entries after it.
     pub(crate) async fn load(name: &TableName, log: &dyn LogStore, version: Option<u64>) -> Result<Self> {
+        if !is_there(name, log).await? {
+            return Err(Error::new(ErrorKind::NotFound, format!("there is no table {name} in this lake")));
+        }
         let snapshot = Snapshot::try_new(log, version).await.map_err(|source| load_error(name, version, source))?;
         schema::check_readable(name, snapshot.protocol(), snapshot.metadata())?;
         let mut views = snapshot.file_views(log, None);
@@ -173,12 +176,17 @@ fn read_transactions(
     Ok(found)
 }
 
+/// Whether the table has a log. The kernel's own answer for one that has none differs from store to store.
+async fn is_there(name: &TableName, log: &dyn LogStore) -> Result<bool> {
+    let failed = |source| Error::delta(format!("cannot look for the log of {name}"), source);
+    // The first entry is there unless a clean-up took it, and costs one request where a listing costs more.
+    Ok(log.read_commit_entry(0).await.map_err(failed)?.is_some()
+        || log.is_delta_table_location().await.map_err(failed)?)
+}
+
 fn load_error(name: &TableName, version: Option<u64>, source: deltalake_core::DeltaTableError) -> Error {
-    let which = version.map_or_else(String::new, |version| format!(" at version {version}"));
-    match Error::delta(format!("cannot load table {name}{which}"), source) {
-        error if error.kind() == ErrorKind::NotFound => {
-            Error::with_source(ErrorKind::NotFound, format!("there is no table {name}{which} in this lake"), error)
-        }
-        error => error,
+    match version {
+        Some(version) => Error::delta(format!("cannot load version {version} of table {name}: is it kept?"), source),
+        None => Error::delta(format!("cannot load table {name}"), source),
     }
 }
