@@ -146,7 +146,15 @@ impl Pass<'_> {
             Goal::Publish => Audit::Tested,
             Goal::Commit => Audit::Untested,
         };
-        Planned::new(self.plan.lake, model, &inputs).await?.stage(mode, audit).await
+        let lake = self.plan.lake;
+        match Planned::new(lake, model, &inputs).await?.stage(mode, audit).await {
+            // What a source added long ago can have been put into larger files and cleaned away since.
+            Err(error) if error.kind() == ErrorKind::NotFound && mode == RefreshMode::Automatic => {
+                tracing::warn!(model = %model.name, %error, "a file with new rows is gone, reading everything");
+                Planned::new(lake, model, &inputs).await?.stage(RefreshMode::Full, audit).await
+            }
+            staged => staged,
+        }
     }
 
     /// The table as all models of this attempt see it.
