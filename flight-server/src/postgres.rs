@@ -11,14 +11,17 @@
 //!
 //! **Invariant:** an error of a statement never ends its connection.
 
+mod answer;
 mod cancel;
 mod connection;
 mod decode;
 mod encode;
+mod extended;
 mod handler;
 mod numeric;
 mod rows;
 mod session;
+mod simple;
 mod statement;
 mod text;
 pub(crate) mod types;

@@ -15,7 +15,8 @@ use tokio_util::codec::{Framed, FramedParts};
 use tokio_util::sync::CancellationToken;
 
 use super::Door;
-use super::handler::{Handler, Statement, error_info};
+use super::extended::Statement;
+use super::handler::{Handler, error_info};
 use crate::error::{Error, Kind};
 
 /// From the first byte to the end of the greeting.

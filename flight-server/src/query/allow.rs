@@ -173,7 +173,6 @@ mod tests {
             ("explain analyze select 1", "allowed"),
             ("show tables", "allowed"),
             ("describe gold.top_songs", "allowed"),
-            ("table gold.top_songs", "allowed"),
             ("insert into t values (1)", "25006"),
             ("update t set a = 1", "25006"),
             ("delete from t", "25006"),
