@@ -49,7 +49,8 @@ async fn serve(tcp: TcpStream, door: Arc<Door>, token: CancellationToken) -> io:
     let Ok(Some(negotiated)) = negotiated.map_err(io::Error::other).and_then(|inner| inner) else {
         return Ok(());
     };
-    let gone = token.child_token();
+    // Not a child of the server's token: a client whose server stops is told that, and not that somebody cancelled.
+    let gone = CancellationToken::new();
     let (reader, pipe, mut socket) = split(negotiated);
     let handler = Arc::new(Handler::new(Arc::clone(&door), gone.clone()));
     let ended = {
