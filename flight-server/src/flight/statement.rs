@@ -63,6 +63,8 @@ impl Planned {
 /// A statement that a client prepared, with what it bound to it last.
 pub(super) struct PreparedStatement {
     session: Arc<Session>,
+    /// The types of its parameters as the statement alone says them, whatever was bound since.
+    announced: Vec<DataType>,
     /// Held for a moment only, never across an await.
     state: Mutex<State>,
 }
@@ -75,7 +77,8 @@ struct State {
 impl PreparedStatement {
     pub(super) async fn of_text(session: Arc<Session>, sql: &str) -> Result<Self> {
         let prepared = session.connection.prepare(sql).await?;
-        Ok(Self { session, state: Mutex::new(State { prepared, rows: None }) })
+        let announced = prepared.parameters().iter().map(|parameter| parameter.data_type.clone()).collect();
+        Ok(Self { session, announced, state: Mutex::new(State { prepared, rows: None }) })
     }
 
     /// The statement as it was planned last.
@@ -116,26 +119,24 @@ impl PreparedStatement {
     /// The statement with the types of a binding where nothing in the statement says what a parameter is: `select ?` bound
     /// to a number is a number. Where the statement does say, the value is cast instead.
     async fn typed_by(&self, bound: &[DataType]) -> Result<Prepared> {
+        let types = self.announced.iter().zip(bound).map(|(announced, bound)| {
+            let is_open = *announced == DataType::Utf8 && !is_text_or_null(bound);
+            if is_open { bound.clone() } else { announced.clone() }
+        });
+        match self.with_types(types.collect()).await {
+            // A place that takes text and nothing else refuses the other type; then the value is cast to text.
+            Err(_) => self.with_types(self.announced.clone()).await,
+            prepared => prepared,
+        }
+    }
+
+    async fn with_types(&self, types: Vec<DataType>) -> Result<Prepared> {
         let prepared = self.prepared();
-        let types: Vec<Option<DataType>> = prepared
-            .parameters()
-            .iter()
-            .zip(bound)
-            .map(|(parameter, bound)| {
-                let open = parameter.data_type == DataType::Utf8 && !is_text_or_null(bound);
-                Some(if open { bound.clone() } else { parameter.data_type.clone() })
-            })
-            .collect();
-        let unchanged = prepared
-            .parameters()
-            .iter()
-            .zip(&types)
-            .all(|(parameter, data_type)| Some(&parameter.data_type) == data_type.as_ref());
-        if unchanged {
+        if prepared.parameters().iter().map(|parameter| &parameter.data_type).eq(&types) {
             return Ok(prepared);
         }
-        // A place that takes text and nothing else refuses the other type; then the value is cast to text.
-        Ok(self.session.connection.prepare_with_types(prepared.sql(), &types).await.unwrap_or(prepared))
+        let types: Vec<_> = types.into_iter().map(Some).collect();
+        self.session.connection.prepare_with_types(prepared.sql(), &types).await
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
