@@ -10,6 +10,7 @@
 //! **Invariant:** nothing that a client sends reaches the planner without [`allow`]; no plan reads a table that the
 //! session factory did not register; the schema of a [`Prepared`] is exactly the schema of its rows.
 
+mod absent;
 mod allow;
 mod catalogue;
 mod functions;

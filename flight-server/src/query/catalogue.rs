@@ -7,8 +7,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use datafusion::arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray};
-use datafusion::arrow::datatypes::{Schema, SchemaRef};
+use datafusion::arrow::array::{ArrayRef, BooleanArray, Int64Array, ListArray, RecordBatch, StringArray};
+use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::{CatalogProvider, MemTable, SchemaProvider, TableProvider};
 use datafusion::common::DataFusionError;
 
@@ -155,6 +155,12 @@ fn nulls(rows: usize) -> ArrayRef {
     Arc::new(StringArray::new_null(rows))
 }
 
+/// One row without a list of rights.
+fn no_list() -> ArrayRef {
+    let field = Arc::new(Field::new_list_field(DataType::Utf8, true));
+    Arc::new(ListArray::new_null(field, 1))
+}
+
 fn empty(columns: &[&'static str]) -> Sheet {
     // Numbers are told by their names: oids and positions.
     let is_text = |name: &str| {
@@ -200,7 +206,7 @@ fn databases() -> Sheet {
         ("datcollate", texts(["C"])),
         ("datctype", texts(["C.UTF-8"])),
         ("daticulocale", nulls(1)),
-        ("datacl", nulls(1)),
+        ("datacl", no_list()),
     ]
 }
 
@@ -260,7 +266,7 @@ fn attributes(relations: &[Relation]) -> Sheet {
             relation.columns.fields().iter().enumerate().map(move |(index, field)| (oid, index as i64 + 1, field))
         })
         .collect();
-    let kind = |field: &datafusion::arrow::datatypes::Field| postgres_type(&normalise_data_type(field.data_type()));
+    let kind = |field: &Field| postgres_type(&normalise_data_type(field.data_type()));
     let no = || flags(rows.iter().map(|_| false));
     let text = |value: &'static str| texts(rows.iter().map(|_| value));
     vec![

@@ -6,9 +6,10 @@ use std::ops::ControlFlow;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{
     BinaryOperator, DataType, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments,
-    Ident, ObjectName, ObjectNamePart, Value, visit_expressions_mut,
+    Ident, ObjectName, ObjectNamePart, Statement as Ast, Value, visit_expressions_mut,
 };
 
+use super::absent;
 use crate::error::{Error, Kind, Result};
 
 /// Rewrites in place.
@@ -18,6 +19,9 @@ use crate::error::{Error, Kind, Result};
 pub(super) fn rewrite(statement: &mut Statement) -> Result<()> {
     match statement {
         Statement::Statement(ast) => {
+            if let Ast::Query(query) = ast.as_mut() {
+                absent::answer_query(query);
+            }
             let mut placeholders = Placeholders::default();
             let _ = visit_expressions_mut(ast.as_mut(), |expression| {
                 rewrite_expression(expression, &mut placeholders);
@@ -75,6 +79,10 @@ fn rewrite_expression(expression: &mut Expr, placeholders: &mut Placeholders) {
             Some("oid") => *data_type = DataType::BigInt(None),
             _ => {}
         },
+        Expr::Subquery(query) if absent::is_empty(query) => *expression = null(),
+        Expr::Exists { subquery, negated } if absent::is_empty(subquery) => {
+            *expression = Expr::value(Value::Boolean(*negated));
+        }
         // There is one collation, by code point; psql names it in each of its patterns.
         Expr::Collate { expr, .. } => *expression = (**expr).clone(),
         // PostgreSQL has these as words without parentheses.

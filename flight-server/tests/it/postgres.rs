@@ -447,6 +447,31 @@ async fn psqls_lists_work() {
     )
     .await;
     assert_eq!(columns[3], [Some("total_plays".to_owned()), Some("bigint".to_owned())]);
+    // What psql 15 sends for \\d top_songs: columns, then what a lake has none of.
+    let columns = rows(
+        &client,
+        "SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod),
+           (SELECT pg_catalog.pg_get_expr(d.adbin, d.adrelid, true) FROM pg_catalog.pg_attrdef d
+            WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum AND a.atthasdef),
+           a.attnotnull,
+           (SELECT c.collname FROM pg_catalog.pg_collation c, pg_catalog.pg_type t
+            WHERE c.oid = a.attcollation AND t.oid = a.atttypid AND a.attcollation <> t.typcollation) AS attcollation,
+           a.attidentity, a.attgenerated
+         FROM pg_catalog.pg_attribute a
+         WHERE a.attrelid = (select oid from pg_class where relname = 'top_songs' limit 1)
+           AND a.attnum > 0 AND NOT a.attisdropped
+         ORDER BY a.attnum",
+    )
+    .await;
+    assert_eq!(columns.len(), 5);
+    let policies = rows(
+        &client,
+        "SELECT pol.polname, CASE WHEN pol.polroles = '{0}' THEN NULL ELSE array(select rolname from pg_catalog.pg_roles
+           where oid = any (pol.polroles) order by 1) END
+         FROM pg_catalog.pg_policy pol WHERE pol.polrelid = '16394' ORDER BY 1",
+    )
+    .await;
+    assert!(policies.is_empty());
     assert!(rows(&client, "show tables").await.len() >= 3);
 }
 
