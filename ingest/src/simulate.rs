@@ -166,7 +166,10 @@ impl Run {
             tally,
             started: now,
             schedule_start: now,
-            scheduled: 0, sent: 0, cancelled_at: OnceCell::new() })
+            scheduled: 0,
+            sent: 0,
+            cancelled_at: OnceCell::new(),
+        })
     }
 
     fn until_end(mut self) -> Result<Report> {

@@ -28,6 +28,8 @@ use crate::{Error, ErrorKind, Result, kafka};
 const CHUNK_MESSAGES: usize = 4096;
 /// So many bytes at most, unless one message alone has more.
 const CHUNK_BYTES: usize = 1 << 20;
+/// A commit is made of so many chunks at least, so that it goes beyond its limits by a fraction only.
+const CHUNKS_A_COMMIT: usize = 4;
 /// A chunk that does not fill up is handed on after this time.
 const CHUNK_AGE: Duration = Duration::from_millis(10);
 /// So many chunks wait in the queue.
@@ -102,6 +104,8 @@ impl Poller {
             consumer,
             commands: receiver,
             polled: sender,
+            chunk_messages: (options.flush_rows / CHUNKS_A_COMMIT).clamp(1, CHUNK_MESSAGES),
+            chunk_bytes: (options.flush_bytes / CHUNKS_A_COMMIT).clamp(1, CHUNK_BYTES),
             epoch: 0,
             chunk: Records::default(),
             chunk_since: Instant::now(),
@@ -192,6 +196,8 @@ struct Thread {
     consumer: BaseConsumer<Context>,
     commands: Receiver<Command>,
     polled: mpsc::Sender<Polled>,
+    chunk_messages: usize,
+    chunk_bytes: usize,
     /// The assignment that messages are read under.
     epoch: u64,
     /// Messages that are not handed on yet.
@@ -223,7 +229,7 @@ impl Thread {
             }
             None => idle = true,
         }
-        let full = self.chunk.len() >= CHUNK_MESSAGES || self.chunk.bytes() >= CHUNK_BYTES;
+        let full = self.chunk.len() >= self.chunk_messages || self.chunk.bytes() >= self.chunk_bytes;
         // A look at the clock costs as much as a message, so only every fourth one pays for it.
         let look = !self.chunk.is_empty() && self.chunk.len().is_multiple_of(4);
         if full || idle || look && self.chunk_since.elapsed() >= CHUNK_AGE {

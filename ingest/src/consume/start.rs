@@ -224,7 +224,21 @@ mod tests {
         check(Some(7), 7, 9, expect!["fine"]);
         check(Some(9), 7, 9, expect!["fine"]);
         check(Some(9), 9, 9, expect!["fine"]);
-        check(Some(5), 7, 9, expect![[]]);
-        check(Some(12), 7, 9, expect![[]]);
+        check(
+            Some(5),
+            7,
+            9,
+            expect![
+                "offsets 5..7 of topic events partition 3 are gone: bronze.t was filled up to 5, and the earliest that the broker still has is 7. Give the topic a longer retention, or let the topic's settings name another table, which begins at the first offset that there is"
+            ],
+        );
+        check(
+            Some(12),
+            7,
+            9,
+            expect![
+                "topic events partition 3 ends at offset 9, but bronze.t was filled up to 12: offsets 9..12 as they were read are gone. The topic was made anew, or its broker lost data. Bring the old topic back, or let the topic's settings name another table, which begins at the first offset that there is"
+            ],
+        );
     }
 }

@@ -350,8 +350,8 @@ mod tests {
     fn an_event_is_what_the_contract_says() {
         let event = simulator(Some(1), 0.0).next().expect("endless");
         let payload = String::from_utf8(event.payload.expect("a payload")).expect("text");
-        expect![[]].assert_eq(&payload);
-        expect!["b04ddbae-c1a3-5d48-8d4a-0b5fe5ef1e0a"].assert_eq(&song_id("The Weeknd", "Blinding Lights"));
+        expect![[r#"{"event_id":"d23dc913-77c1-46d8-8a11-15e164408e6b","user_id":"f026bc0b-6514-4adb-962d-7ba0ecba6f59","song_id":"1bf43cf2-745e-57bb-8af1-5a7055a1f93a","artist_name":"Kanye West","song_name":"Stronger","event_type":"play","device_type":"mobile","country":"AU","timestamp":"2026-01-01T00:00:00.000Z"}"#]].assert_eq(&payload);
+        expect!["74a42680-ff06-55cf-9f7b-426cd71bda2b"].assert_eq(&song_id("The Weeknd", "Blinding Lights"));
     }
 
     #[test]

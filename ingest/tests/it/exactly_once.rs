@@ -1,5 +1,6 @@
 //! Every message lands in one table, once: across restarts, kills, two owners, and a crash between the two commits.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ingest::consume::{Ended, Options, Sharing, Stop};
@@ -28,11 +29,15 @@ async fn each_message_is_a_row_or_a_letter_across_restarts() {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_moment_nothing_is_lost_or_doubled() {
     let mut scene = Scene::new(2).await;
-    let delivered = scene.simulate(4_000, 0.1).await;
-    for round in 0..8_u64 {
-        let options = Options { flush_rows: 37, ..scene.options(Stop::Never) };
-        let mut ingest = scene.start_ingest(options).await;
-        ingest.until(|progress| progress.events > 60).await;
+    let mut delivered = BTreeMap::new();
+    for round in 0..10_u64 {
+        delivered.extend(scene.simulate(400, 0.1).await);
+        let mut ingest = scene.start_ingest(Options { flush_rows: 40, ..scene.options(Stop::Never) }).await;
+        if round % 2 == 0 {
+            ingest.until(|progress| !progress.partitions.is_empty()).await;
+        } else {
+            ingest.until(|progress| progress.events > 0).await;
+        }
         // Not a wait for something: a moment in the middle of a commit, another one each time.
         tokio::time::sleep(Duration::from_micros(1_700 * round)).await;
         ingest.kill();
