@@ -13,8 +13,8 @@ use crate::table::Table;
 
 /// Under this key of a commit's information stands what ingest consumed.
 pub const INGEST_KEY: &str = "ingest";
-/// So many commits are looked back to find the last one of every partition.
-const LOOK_BACK_MAX: usize = 200;
+/// The last commit of every partition is looked for until so many commits in a row were of partitions seen before.
+const LOOK_BACK_MAX: u32 = 30;
 
 /// The ledger entry of one partition of one topic. Bronze and the dead letters each have one of that name.
 pub fn ingest_app_id(topic: &str, partition: i32) -> String {
@@ -103,22 +103,39 @@ impl Lake {
 
 async fn table_progress(table: &Table) -> Result<Vec<IngestProgress>> {
     let mut newest: BTreeMap<(String, i32), IngestProgress> = BTreeMap::new();
-    for commit in table.history(LOOK_BACK_MAX).await? {
-        let Some(info) = commit.ingest_info()? else { continue };
-        for range in info.ranges {
-            let key = (info.topic.clone(), range.partition);
-            newest.entry(key).or_insert_with(|| IngestProgress {
-                table: table.name().clone(),
-                topic: info.topic.clone(),
-                partition: range.partition,
-                next_offset: range.to,
-                end_offset: range.end_offset,
-                lag: (range.end_offset - range.to).max(0),
-                rows: range.rows,
-                dead_letters: range.dead_letters,
-                committed_at: commit.timestamp,
-            });
+    let mut version = table.head().await?.version;
+    let mut commits_without_news = 0;
+    while commits_without_news < LOOK_BACK_MAX {
+        let Some(commit) = table.inner.read_entry(version).await? else { break };
+        let known = newest.len();
+        if let Some(info) = commit.ingest_info()? {
+            for range in &info.ranges {
+                let key = (info.topic.clone(), range.partition);
+                newest.entry(key).or_insert_with(|| progress_of(table.name(), &info.topic, range, commit.timestamp));
+            }
         }
+        commits_without_news = if newest.len() > known { 0 } else { commits_without_news + 1 };
+        let Some(before) = version.checked_sub(1) else { break };
+        version = before;
     }
     Ok(newest.into_values().collect())
+}
+
+fn progress_of(
+    table: &TableName,
+    topic: &str,
+    range: &ConsumedRange,
+    committed_at: Option<DateTime<Utc>>,
+) -> IngestProgress {
+    IngestProgress {
+        table: table.clone(),
+        topic: topic.to_owned(),
+        partition: range.partition,
+        next_offset: range.to,
+        end_offset: range.end_offset,
+        lag: (range.end_offset - range.to).max(0),
+        rows: range.rows,
+        dead_letters: range.dead_letters,
+        committed_at,
+    }
 }

@@ -205,9 +205,12 @@ impl CatalogProvider for LakeCatalog {
     }
 }
 
+/// The provider of a slot, once somebody asked for it.
+type Resolved = Arc<OnceCell<Arc<dyn TableProvider>>>;
+
 /// One schema of it.
 struct LakeSchema {
-    tables: BTreeMap<String, (Slot, Arc<OnceCell<Arc<dyn TableProvider>>>)>,
+    tables: BTreeMap<String, (Slot, Resolved)>,
     /// Schemas where a name is looked up that is not in this one.
     further: Vec<Arc<LakeSchema>>,
 }
