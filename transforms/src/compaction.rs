@@ -49,9 +49,12 @@ fn failed(table: &Table, error: datafusion::error::DataFusionError) -> Error {
     lakehouse::Error::query(format!("cannot put small files of {} together", table.name()), error).into()
 }
 
+/// The values of the partition columns, and a size class.
+type PartitionAndSize<'a> = (Vec<Option<&'a str>>, u32);
+
 /// The files to put together, each group of one partition and one size.
 fn due(table: &TableVersion) -> Vec<Vec<Arc<DataFile>>> {
-    let mut groups: BTreeMap<(Vec<Option<&str>>, u32), Vec<Arc<DataFile>>> = BTreeMap::new();
+    let mut groups: BTreeMap<PartitionAndSize<'_>, Vec<Arc<DataFile>>> = BTreeMap::new();
     for file in table.files.iter().filter(|file| file.size < FILE_BYTES_MAX) {
         let partition =
             table.partition_columns.iter().map(|column| file.partition_values.get(column).and_then(Option::as_deref));
