@@ -120,8 +120,17 @@ struct Drain {
 
 impl Drain {
     fn new() -> Result<Self, Box<dyn Error>> {
-        let names =
-            ["event_id", "user_id", "song_id", "artist_name", "song_name", "event_type", "device_type", "country", "timestamp"];
+        let names = [
+            "event_id",
+            "user_id",
+            "song_id",
+            "artist_name",
+            "song_name",
+            "event_type",
+            "device_type",
+            "country",
+            "timestamp",
+        ];
         let fields: Vec<_> = names.into_iter().map(|name| Field::new(name, DataType::Utf8, true)).collect();
         let schema: SchemaRef = Arc::new(Schema::new(fields));
         let decoder = ReaderBuilder::new(schema.clone()).with_batch_size(BATCH_ROWS).build_decoder()?;
