@@ -412,7 +412,7 @@ async fn only_the_database_lake_exists() {
     let config = format!("host=127.0.0.1 port={} user=ana dbname=other", server.port);
     let error = tokio_postgres::connect(&config, NoTls).await.err().expect("no such database");
     assert_eq!(state(&error), "3D000");
-    let error = server.connect_with("options='-c nonsense=1'").await.err().expect("no such setting");
+    let error = server.connect_with("options='-c nonsense=1'").await.expect_err("no such setting");
     assert_eq!(state(&error), "42704");
 }
 

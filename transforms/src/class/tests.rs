@@ -94,10 +94,12 @@ async fn queries_that_work_row_by_row_are_appended() {
     check("materialized='table'", "select id from raw", expect!["full: it is materialized as table"]).await;
 }
 
+const KEYED: &str = "materialized='incremental', unique_key=['id', 'day'], order_by=['at', 'n']";
+const FIRST_OF_KEY: &str = "row_number() over (partition by id, day order by at, n)";
+
 #[tokio::test]
 async fn the_first_row_of_each_key_is_merged() {
-    let settings = "materialized='incremental', unique_key=['id', 'day'], order_by=['at', 'n']";
-    let number = "row_number() over (partition by id, day order by at, n)";
+    let (settings, number) = (KEYED, FIRST_OF_KEY);
     check(settings, &format!("select * from raw qualify {number} = 1"), expect!["keyed merge"]).await;
     check(
         settings,
@@ -111,6 +113,11 @@ async fn the_first_row_of_each_key_is_merged() {
         expect!["keyed merge"],
     )
     .await;
+}
+
+#[tokio::test]
+async fn a_query_that_may_keep_another_row_of_a_key_is_full() {
+    let (settings, number) = (KEYED, FIRST_OF_KEY);
     check(
         settings,
         &format!("select id, day, at + 1 as at, n from raw qualify {number} = 1"),
