@@ -3,6 +3,7 @@
 use bytes::Buf;
 use datafusion::common::ScalarValue;
 use pgwire::api::Type;
+use pgwire::api::results::FieldFormat;
 
 use super::encode::{EPOCH_DAYS, EPOCH_MICROSECONDS};
 use super::numeric;
@@ -13,11 +14,14 @@ use crate::error::{Error, Kind, Result};
 ///
 /// # Errors
 /// `InvalidValue` for bytes that are none of that type, `Unsupported` for types that are not read.
-pub(super) fn value(bytes: Option<&[u8]>, data_type: &Type, is_binary: bool) -> Result<ScalarValue> {
+pub(super) fn value(bytes: Option<&[u8]>, data_type: &Type, format: FieldFormat) -> Result<ScalarValue> {
     let Some(bytes) = bytes else {
         return Ok(ScalarValue::Null);
     };
-    if is_binary { binary(bytes, data_type) } else { text(bytes, data_type) }
+    match format {
+        FieldFormat::Binary => binary(bytes, data_type),
+        FieldFormat::Text => text(bytes, data_type),
+    }
 }
 
 fn text(bytes: &[u8], data_type: &Type) -> Result<ScalarValue> {
@@ -141,25 +145,31 @@ mod tests {
 
     #[test]
     fn values_in_both_formats() {
-        assert_eq!(value(None, &Type::INT4, true).expect("null"), ScalarValue::Null);
-        assert_eq!(value(Some(&[0, 0, 0, 7]), &Type::INT4, true).expect("four bytes"), ScalarValue::Int32(Some(7)));
-        assert_eq!(value(Some(b"\\x01ff"), &Type::BYTEA, false).expect("hex"), ScalarValue::Binary(Some(vec![1, 255])));
+        assert_eq!(value(None, &Type::INT4, FieldFormat::Binary).expect("null"), ScalarValue::Null);
         assert_eq!(
-            value(Some(&[0, 0, 0, 1]), &Type::DATE, true).expect("four bytes"),
+            value(Some(&[0, 0, 0, 7]), &Type::INT4, FieldFormat::Binary).expect("four bytes"),
+            ScalarValue::Int32(Some(7))
+        );
+        assert_eq!(
+            value(Some(b"\\x01ff"), &Type::BYTEA, FieldFormat::Text).expect("hex"),
+            ScalarValue::Binary(Some(vec![1, 255]))
+        );
+        assert_eq!(
+            value(Some(&[0, 0, 0, 1]), &Type::DATE, FieldFormat::Binary).expect("four bytes"),
             ScalarValue::Date32(Some(10_958))
         );
     }
 
     #[test]
     fn what_is_no_value_of_its_type_is_an_error() {
-        for (bytes, data_type, is_binary) in [
-            (&[1_u8, 2][..], Type::INT4, true),
-            (b"maybe", Type::BOOL, false),
-            (&[0xff, 0xfe], Type::TEXT, false),
-            (b"\\xzz", Type::BYTEA, false),
-            (b"\\x0", Type::BYTEA, false),
+        for (bytes, data_type, format) in [
+            (&[1_u8, 2][..], Type::INT4, FieldFormat::Binary),
+            (b"maybe", Type::BOOL, FieldFormat::Text),
+            (&[0xff, 0xfe], Type::TEXT, FieldFormat::Text),
+            (b"\\xzz", Type::BYTEA, FieldFormat::Text),
+            (b"\\x0", Type::BYTEA, FieldFormat::Text),
         ] {
-            let error = value(Some(bytes), &data_type, is_binary).expect_err("not a value");
+            let error = value(Some(bytes), &data_type, format).expect_err("not a value");
             assert_eq!(error.kind(), Kind::InvalidValue);
         }
     }

@@ -9,8 +9,7 @@ use futures::{Sink, SinkExt};
 use pgwire::api::portal::{Format, Portal, PortalExecutionState};
 use pgwire::api::query::{ExtendedQueryHandler, send_ready_for_query};
 use pgwire::api::results::{
-    DescribePortalResponse, DescribeResponse, DescribeStatementResponse, FieldFormat, FieldInfo, QueryResponse,
-    Response,
+    DescribePortalResponse, DescribeResponse, DescribeStatementResponse, FieldInfo, QueryResponse, Response,
 };
 use pgwire::api::stmt::{QueryParser, StoredStatement};
 use pgwire::api::store::{Entry, PortalStore};
@@ -69,7 +68,7 @@ impl Handler {
         };
         let declared: Vec<_> = types.iter().map(|declared| declared.as_ref().and_then(types::declared_type)).collect();
         let prepared = or_cancelled(session, session.connection.prepare_with_types(sql, &declared)).await?;
-        Ok(Some(Statement::Query { prepared, tag: *tag, declared: types.to_vec(), group: session.group() }))
+        Ok(Some(Statement::Query { prepared, tag, declared: types.to_vec(), group: session.group() }))
     }
 }
 
@@ -180,11 +179,10 @@ impl ExtendedQueryHandler for Handler {
             Statement::Session(command) => {
                 run_session(session, client, command, &portal.result_column_format, Describe::No).await
             }
-            Statement::Query { prepared, tag, group, .. } => {
+            Statement::Query { .. } => {
                 // PostgreSQL's zero means all.
                 let rows_max = usize::try_from(message.max_rows).ok().filter(|rows| *rows > 0).unwrap_or(usize::MAX);
-                let is_fresh = *group == session.group();
-                run_portal(session, client, &portal, prepared, is_fresh, *tag, rows_max).await
+                run_portal(session, client, &portal, rows_max).await
             }
         }
     }
@@ -305,6 +303,13 @@ fn check_bind(message: &Bind, statement: &Statement) -> Result<()> {
     Ok(())
 }
 
+fn tag_of(statement: &Statement) -> &'static str {
+    match statement {
+        Statement::Query { tag, .. } => tag,
+        Statement::Session(_) => "",
+    }
+}
+
 fn no_statement(name: &str) -> Error {
     Error::new(Kind::UndefinedStatement, format!("prepared statement \"{}\" does not exist", shown(name)))
 }
@@ -318,9 +323,6 @@ async fn run_portal<C>(
     session: &Session,
     client: &mut C,
     portal: &Portal<Statement>,
-    prepared: &Prepared,
-    is_fresh: bool,
-    tag: &'static str,
     rows_max: usize,
 ) -> PgWireResult<()>
 where
@@ -328,11 +330,11 @@ where
     C::Error: Debug,
     PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
 {
-    session.check(&Command::Query { sql: String::new(), tag }, client.transaction_status())?;
+    session.check_query(client.transaction_status())?;
     let state = portal.state();
     let mut state = state.lock().await;
     if matches!(*state, PortalExecutionState::Initial) {
-        let response = start_portal(session, portal, prepared, is_fresh, tag).await?;
+        let response = start_portal(session, portal).await?;
         *state = PortalExecutionState::Suspended(response);
     }
     let sent = match &mut *state {
@@ -344,7 +346,7 @@ where
         Ok(Sent { is_finished: false, .. }) => PgWireBackendMessage::PortalSuspended(PortalSuspended::new()),
         Ok(Sent { rows, .. }) => {
             *state = PortalExecutionState::Finished;
-            complete(tag, rows)
+            complete(tag_of(&portal.statement.statement), rows)
         }
         Err(error) => {
             *state = PortalExecutionState::Finished;
@@ -355,16 +357,13 @@ where
     Ok(())
 }
 
-async fn start_portal(
-    session: &Session,
-    portal: &Portal<Statement>,
-    prepared: &Prepared,
-    is_fresh: bool,
-    tag: &str,
-) -> Result<QueryResponse> {
+async fn start_portal(session: &Session, portal: &Portal<Statement>) -> Result<QueryResponse> {
+    let Statement::Query { prepared, tag, group, .. } = &portal.statement.statement else {
+        return Err(Error::new(Kind::Bug, "a session statement has no rows to stream; please report this"));
+    };
     let values = parameter_values(portal)?;
     let format = &portal.result_column_format;
-    if is_fresh {
+    if *group == session.group() {
         return start(session, prepared, values, format, tag).await;
     }
     // Prepared some time ago: it reads what is newest now, as a new statement would.
@@ -386,8 +385,7 @@ fn parameter_values(portal: &Portal<Statement>) -> Result<Vec<ScalarValue>> {
         .zip(&types)
         .enumerate()
         .map(|(index, (bytes, data_type))| {
-            let is_binary = portal.parameter_format.format_for(index) == FieldFormat::Binary;
-            decode::value(bytes.as_deref(), data_type, is_binary)
+            decode::value(bytes.as_deref(), data_type, portal.parameter_format.format_for(index))
         })
         .collect()
 }

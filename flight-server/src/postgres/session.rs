@@ -122,6 +122,11 @@ impl Session {
         Ok(())
     }
 
+    /// The same for a query.
+    pub(super) fn check_query(&self, status: TransactionStatus) -> Result<()> {
+        self.check(&Command::Query { sql: String::new(), tag: "SELECT" }, status)
+    }
+
     /// Runs a session statement.
     pub(super) async fn run(&self, command: &Command, status: TransactionStatus) -> Result<Reply> {
         self.check(command, status)?;

@@ -77,8 +77,9 @@ fn is_blank(statement: &str) -> bool {
 fn after_token(bytes: &[u8], at: usize) -> usize {
     let rest = &bytes[at..];
     match rest {
-        [b'\'', ..] => after_quoted(bytes, at, b'\'', is_escape_string(bytes, at)),
-        [b'"', ..] => after_quoted(bytes, at, b'"', false),
+        [b'\'', ..] if is_escape_string(bytes, at) => after_quoted(bytes, at, b'\'', Backslash::Escapes),
+        [b'\'', ..] => after_quoted(bytes, at, b'\'', Backslash::IsPlain),
+        [b'"', ..] => after_quoted(bytes, at, b'"', Backslash::IsPlain),
         [b'-', b'-', ..] => rest.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |end| at + end),
         [b'/', b'*', ..] => after_comment(bytes, at),
         [b'$', ..] if at == 0 || !is_word_byte(bytes[at - 1]) => after_dollar_quoted(bytes, at),
@@ -95,10 +96,17 @@ fn is_word_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_' || byte >= 0x80
 }
 
-fn after_quoted(bytes: &[u8], at: usize, quote: u8, backslash_escapes: bool) -> usize {
+/// What a backslash is between quotes.
+#[derive(Clone, Copy, PartialEq)]
+enum Backslash {
+    Escapes,
+    IsPlain,
+}
+
+fn after_quoted(bytes: &[u8], at: usize, quote: u8, backslash: Backslash) -> usize {
     let mut at = at + 1;
     while at < bytes.len() {
-        if backslash_escapes && bytes[at] == b'\\' {
+        if backslash == Backslash::Escapes && bytes[at] == b'\\' {
             at += 2;
         } else if bytes[at] == quote {
             if bytes.get(at + 1) != Some(&quote) {

@@ -196,7 +196,7 @@ mod tests {
             ("select count(*) from pg_policy", "SELECT count(*) FROM pg_policy"),
             (
                 "select c.oid from pg_class c left join pg_index i on true",
-                "SELECT c.oid FROM pg_class AS c LEFT JOIN pg_index AS i ON true",
+                "SELECT c.oid FROM pg_class c LEFT JOIN pg_index i ON true",
             ),
             ("select x from gold.pg_policy", "SELECT x FROM gold.pg_policy"),
         ] {
