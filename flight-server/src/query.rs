@@ -27,7 +27,7 @@ mod stream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::arrow::datatypes::{DataType, SchemaRef};
 use datafusion::common::ScalarValue;
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::LogicalPlan;
@@ -252,11 +252,7 @@ impl Connection {
     }
 
     /// As [`Self::prepare`], with the types that the client declared for the first parameters (`None`: not declared).
-    pub async fn prepare_with_types(
-        &self,
-        sql: &str,
-        declared: &[Option<datafusion::arrow::datatypes::DataType>],
-    ) -> Result<Prepared> {
+    pub async fn prepare_with_types(&self, sql: &str, declared: &[Option<DataType>]) -> Result<Prepared> {
         let snapshot = self.planned_on().await?;
         planner::prepare(self, snapshot, sql, declared).await
     }

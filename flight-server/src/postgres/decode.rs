@@ -37,6 +37,7 @@ fn text(bytes: &[u8], data_type: &Type) -> Result<ScalarValue> {
     }
 }
 
+#[expect(clippy::too_many_lines, reason = "one arm for each type reads better than two functions of half the types")]
 fn binary(mut bytes: &[u8], data_type: &Type) -> Result<ScalarValue> {
     let width = |expected: usize| {
         if bytes.len() == expected {

@@ -13,16 +13,16 @@ use lakehouse::{
 };
 
 /// 2026-01-01 10:00:00.123456 UTC, in microseconds.
-pub const INSTANT: i64 = 1_767_261_600_123_456;
+pub(crate) const INSTANT: i64 = 1_767_261_600_123_456;
 
 /// A lake with `gold.top_songs` (three songs), `gold.every_type` (a row of values and a row of nulls) and
 /// `bronze.events` (two rows).
-pub struct TestLake {
+pub(crate) struct TestLake {
     pub lake: Lake,
 }
 
 impl TestLake {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let url = "memory:///".parse().expect("a URL");
         let lake = Lake::open(&url, &StorageOptions::default(), Arc::new(SystemClock)).await.expect("a lake in memory");
         let test = Self { lake };
@@ -33,7 +33,7 @@ impl TestLake {
     }
 
     /// Replaces the songs: the first has so many plays, the others 20 and 3. Publishes.
-    pub async fn publish_songs(&self, plays: i64) -> Publication {
+    pub(crate) async fn publish_songs(&self, plays: i64) -> Publication {
         self.write("gold", "top_songs", songs(plays)).await;
         let mut tables = BTreeMap::new();
         for name in ["top_songs", "every_type"] {
@@ -45,7 +45,7 @@ impl TestLake {
     }
 
     /// Adds one event to bronze, which is read at its head.
-    pub async fn add_event(&self, event: &str) {
+    pub(crate) async fn add_event(&self, event: &str) {
         let table = self.lake.table(&TableName::new("bronze", "events"));
         let head = table.head().await.expect("written before");
         let adds = table

@@ -14,9 +14,9 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 /// The timestamp of the first message of a run with a seed: 2026-01-01T00:00:00Z.
-pub const SEEDED_START: i64 = 1_767_225_600_000;
+pub(super) const SEEDED_START: i64 = 1_767_225_600_000;
 /// The time from one message to the next in a run with a seed: the pace of 20 messages a second.
-pub const SEEDED_STEP: TimeDelta = TimeDelta::milliseconds(50);
+pub(super) const SEEDED_STEP: TimeDelta = TimeDelta::milliseconds(50);
 
 /// Title, artist, and how often it is played, relative to the others.
 const SONGS: [(&str, &str, u32); 6] = [
