@@ -79,8 +79,10 @@ async fn a_fault_in_the_sql_names_file_line_and_remedy() {
     );
     expect![[r#"models/gold/top_songs.sql:2: SQL error: ParserError("Expected: end of statement, found: . at Line: 2, Column: 21")"#]].assert_eq(&reason("select song_id,\n  from from {{ ref('spotify_silver') }}").await);
     expect!["models/gold/top_songs.sql:1: Error during planning: table 'lake.gold.user_engagement' not found (a model sees only what it names by ref or source)"].assert_eq(&reason("select 1 as one from gold.user_engagement").await);
-    expect!["models/gold/top_songs.sql: Error during planning: DDL not supported: CreateMemoryTable (a model is one select)"]
-        .assert_eq(&reason("create table x as select 1").await);
+    expect![
+        "models/gold/top_songs.sql: Error during planning: DDL not supported: CreateMemoryTable (a model is one select)"
+    ]
+    .assert_eq(&reason("create table x as select 1").await);
     expect![[r#"
         models/gold/top_songs.sql:1: Error during planning: Invalid function 'nosuch'.
         Did you mean 'cosh'?"#]]
@@ -112,7 +114,7 @@ async fn a_failed_test_moves_no_head_of_its_group() {
     assert_eq!(head(&lake, "silver.spotify_silver").await.version, silver);
     assert_eq!(newest(&lake).await, published);
     expect!["accepted_values_strict_event_type"]
-    .assert_eq(&report.held.iter().flat_map(|held| held.because.clone()).collect::<Vec<_>>().join("\n"));
+        .assert_eq(&report.held.iter().flat_map(|held| held.because.clone()).collect::<Vec<_>>().join("\n"));
 }
 
 #[tokio::test]
