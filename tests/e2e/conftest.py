@@ -22,7 +22,7 @@ def pytest_runtest_makereport(item, call):
     outcome = yield
     report = outcome.get_result()
     if report.failed:
-        for process in program.started[-6:]:
+        for process in list(dict.fromkeys(program.started))[-4:]:
             report.sections.append((f"process {process.args[0]}", process.tail()))
 
 
