@@ -130,7 +130,7 @@ def speed(arguments, folder):
     broker = real_kafka(arguments.kafka, folder) if (arguments.kafka / "libs").is_dir() else embedded_broker(folder)
     with broker as (brokers, process, kind):
         wait_for("the broker answers", lambda: topics(brokers) is not None, seconds=60, alive=process)
-        admin = AdminClient({"bootstrap.servers": brokers})
+        admin = AdminClient({"bootstrap.servers": brokers, "log_level": 0})
         admin.create_topics([NewTopic(TOPIC, num_partitions=4)])[TOPIC].result(30)
         say(f"producing {arguments.events} events to the {kind} broker")
         report = run_ok(
@@ -184,7 +184,7 @@ def freshness(rate, folder):
     try:
         up.start()
         up.wait_ready()
-        producer = Producer({"bootstrap.servers": up.brokers, "linger.ms": 0, "acks": "all"})
+        producer = Producer({"bootstrap.servers": up.brokers, "log_level": 0, "linger.ms": 0, "acks": "all"})
         url = f"postgresql://bench@127.0.0.1:{up.ports[POSTGRES]}/lake"
         sent, seen = {}, {}
         with psycopg.connect(url, autocommit=True) as connection:
