@@ -16,13 +16,19 @@ def pytest_configure(config):
         pytest.exit(f"{BINARY} is not built: run `make build`", returncode=2)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """What ended before this test began has no part in its failure."""
+    program.started[:] = [process for process in program.started if process.exit_status() is None]
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """A failure shows the end of the output of every process that its test had started."""
+    """A failure shows the end of the output of every process that ran during its test."""
     outcome = yield
     report = outcome.get_result()
     if report.failed:
-        for process in list(dict.fromkeys(program.started))[-4:]:
+        for process in dict.fromkeys(program.started):
             report.sections.append((f"process {process.args[0]}", process.tail()))
 
 
