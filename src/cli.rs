@@ -138,7 +138,7 @@ pub(crate) struct Simulate {
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
     /// Share of faulty messages, 0 to 1
-    #[arg(long, value_name = "FRACTION", default_value_t = 0.0)]
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.0, value_parser = fraction)]
     pub(crate) dirty: f64,
     /// Write a JSON line for each delivered message
     #[arg(long, value_name = "FILE")]
@@ -244,4 +244,12 @@ pub(crate) struct Doctor {
     pub(crate) kafka_port: Option<String>,
     #[command(flatten)]
     pub(crate) doors: Doors,
+}
+
+/// A share of a whole. Told here, so that a wrong one is wrong before any broker is asked.
+fn fraction(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(value) if (0.0..=1.0).contains(&value) => Ok(value),
+        _ => Err("write a number between 0 and 1, such as 0.02".to_owned()),
+    }
 }
