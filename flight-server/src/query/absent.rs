@@ -5,6 +5,8 @@
 //! without planning: no rows; as a scalar, NULL; `EXISTS`, false. So those parts are answered before the planner sees
 //! them.
 
+use std::collections::BTreeSet;
+
 use datafusion::sql::sqlparser::ast::{
     DataType, Expr, GroupByExpr, Ident, Join, JoinOperator, ObjectName, Query, Select, SelectItem, SetExpr,
     TableFactor, TableWithJoins, Value,
@@ -128,12 +130,17 @@ fn is_aggregate(name: &ObjectName) -> bool {
 }
 
 fn empty_select(select: &mut Select) {
+    let mut taken = BTreeSet::new();
     for item in &mut select.projection {
-        let alias = match item {
+        let mut alias = match item {
             SelectItem::ExprWithAlias { alias, .. } => alias.clone(),
             SelectItem::UnnamedExpr(expression) => Ident::with_quote('"', column_name(expression)),
             _ => continue,
         };
+        // The planner wants each name once.
+        while !taken.insert(alias.value.clone()) {
+            alias.value.push('_');
+        }
         *item = SelectItem::ExprWithAlias { expr: null_text(), alias };
     }
     select.distinct = None;
@@ -188,6 +195,10 @@ mod tests {
             (
                 "select p.polname, array(select 1) x from pg_catalog.pg_policy p where p.a = 1 order by p.b",
                 "SELECT CAST(NULL AS TEXT) AS \"polname\", CAST(NULL AS TEXT) AS x WHERE false",
+            ),
+            (
+                "select pg_get_expr(1), pg_get_expr(2) from pg_policy",
+                "SELECT CAST(NULL AS TEXT) AS \"pg_get_expr\", CAST(NULL AS TEXT) AS \"pg_get_expr_\" WHERE false",
             ),
             (
                 "select c.oid from pg_class c, pg_inherits i where c.oid = i.inhparent",

@@ -467,7 +467,8 @@ async fn psqls_lists_work() {
     let policies = rows(
         &client,
         "SELECT pol.polname, CASE WHEN pol.polroles = '{0}' THEN NULL ELSE array(select rolname from pg_catalog.pg_roles
-           where oid = any (pol.polroles) order by 1) END
+           where oid = any (pol.polroles) order by 1) END,
+           pg_catalog.pg_get_expr(pol.polqual, pol.polrelid), pg_catalog.pg_get_expr(pol.polwithcheck, pol.polrelid)
          FROM pg_catalog.pg_policy pol WHERE pol.polrelid = '16394' ORDER BY 1",
     )
     .await;
