@@ -31,7 +31,8 @@ use datafusion::arrow::datatypes::{DataType, SchemaRef};
 use datafusion::common::ScalarValue;
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::LogicalPlan;
-use lakehouse::{Lake, Publication};
+use futures::FutureExt as _;
+use lakehouse::{Lake, Opaque, Publication};
 
 pub use normalise::{normalise_batch, normalise_data_type, normalise_schema};
 pub use parameters::Parameter;
@@ -129,6 +130,8 @@ impl QueryEngine {
 
 /// One client's side of the query path: its settings and its pin. All methods take `&self`, so that a door may share it
 /// between calls.
+///
+/// What is deep in the engine is boxed here: else each handler of each door would be checked through all of it.
 pub struct Connection {
     engine: QueryEngine,
     door: Door,
@@ -150,7 +153,7 @@ struct ConnectionState {
 struct PlannedWith {
     snapshot: Arc<Snapshot>,
     settings: Settings,
-    state: Arc<SessionState>,
+    state: Opaque<SessionState>,
 }
 
 impl Connection {
@@ -191,7 +194,7 @@ impl Connection {
         let publication = match (settings.publication, known) {
             (None, _) => None,
             (Some(_), Some(known)) => Some(known),
-            (Some(id), None) => Some(self.engine.shared.snapshots.at(id).await?),
+            (Some(id), None) => Some(self.engine.shared.snapshots.at(id).boxed().await?),
         };
         let mut state = self.lock();
         state.settings = settings;
@@ -214,7 +217,7 @@ impl Connection {
     /// What the next statement would see, with bronze and the system tables as they are now; for reading the catalog.
     pub async fn snapshot(&self) -> Result<Arc<Snapshot>> {
         let snapshot = self.planned_on().await?;
-        self.engine.shared.snapshots.with_heads(&snapshot).await
+        self.engine.shared.snapshots.with_heads(&snapshot).boxed().await
     }
 
     /// What the next statement is planned on: the publication that was set, the one of the transaction, or the newest.
@@ -225,23 +228,23 @@ impl Connection {
         };
         match pinned {
             Some(pinned) => Ok(pinned),
-            None => self.engine.shared.snapshots.newest().await,
+            None => self.engine.shared.snapshots.newest().boxed().await,
         }
     }
 
     /// The planner's session for this snapshot with the settings that hold now.
-    fn session(&self, snapshot: &Arc<Snapshot>) -> Result<(Arc<SessionState>, Settings)> {
+    fn session(&self, snapshot: &Arc<Snapshot>) -> Result<(Opaque<SessionState>, Settings)> {
         let mut state = self.lock();
         if let Some(last) = &state.session
             && Arc::ptr_eq(&last.snapshot, snapshot)
             && last.settings == state.settings
         {
-            return Ok((Arc::clone(&last.state), last.settings.clone()));
+            return Ok((last.state.clone(), last.settings.clone()));
         }
         let settings = state.settings.clone();
-        let made = Arc::new(planner::session(snapshot, &settings)?);
+        let made = Opaque::new(planner::session(snapshot, &settings)?);
         state.session =
-            Some(PlannedWith { snapshot: Arc::clone(snapshot), settings: settings.clone(), state: Arc::clone(&made) });
+            Some(PlannedWith { snapshot: Arc::clone(snapshot), settings: settings.clone(), state: made.clone() });
         Ok((made, settings))
     }
 
@@ -254,7 +257,7 @@ impl Connection {
     /// As [`Self::prepare`], with the types that the client declared for the first parameters (`None`: not declared).
     pub async fn prepare_with_types(&self, sql: &str, declared: &[Option<DataType>]) -> Result<Prepared> {
         let snapshot = self.planned_on().await?;
-        planner::prepare(self, snapshot, sql, declared).await
+        planner::prepare(self, snapshot, sql, declared).boxed().await
     }
 
     /// The same statement on what is newest now (or pinned): as it is when nothing was published since, else planned
@@ -267,13 +270,13 @@ impl Connection {
             return Ok(prepared.clone());
         }
         let declared: Vec<_> = prepared.parameters.iter().map(|parameter| Some(parameter.data_type.clone())).collect();
-        planner::prepare(self, snapshot, &prepared.sql, &declared).await
+        planner::prepare(self, snapshot, &prepared.sql, &declared).boxed().await
     }
 
     /// Starts a prepared statement on the publication it is pinned to. `values` are `$1`, `$2`, … in order; each is cast
     /// to the type of its parameter. Dropping the stream cancels the statement.
     pub async fn execute(&self, prepared: &Prepared, values: Vec<ScalarValue>) -> Result<ResultStream> {
-        planner::execute(self, prepared, values).await
+        planner::execute(self, prepared, values).boxed().await
     }
 
     /// Prepares and executes one statement without parameters.
@@ -294,9 +297,9 @@ impl Connection {
 pub struct Prepared {
     /// The statement as the client wrote it.
     sql: Arc<str>,
-    plan: Arc<LogicalPlan>,
+    plan: Opaque<LogicalPlan>,
     /// The session that planned it, and that will run it: settings, functions, memory pool.
-    session: Arc<SessionState>,
+    session: Opaque<SessionState>,
     /// What `session` was made from.
     settings: Settings,
     snapshot: Arc<Snapshot>,

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Deref as _;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -21,6 +22,7 @@ use tokio::sync::OnceCell;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lake::Lake;
 use crate::name::TableName;
+use crate::opaque::Opaque;
 use crate::provider::store_url;
 use crate::publication::Publication;
 use crate::system::{self, SystemTable};
@@ -55,7 +57,7 @@ impl Default for SessionOptions {
 pub struct SessionFactory {
     lake: Lake,
     /// A state without tables, which each session starts from: the function registry is built once.
-    base: Arc<SessionState>,
+    base: Opaque<SessionState>,
 }
 
 impl fmt::Debug for SessionFactory {
@@ -70,7 +72,7 @@ impl SessionFactory {
         let config = config(options);
         let base =
             SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features().build();
-        Ok(Self { lake: lake.clone(), base: Arc::new(base) })
+        Ok(Self { lake: lake.clone(), base: Opaque::new(base) })
     }
 
     /// A session without tables of the lake, for plans over providers that the caller has and may register.
@@ -112,7 +114,7 @@ impl SessionFactory {
     fn with_catalog(&self, catalog: Arc<dyn CatalogProvider>) -> SessionContext {
         let catalogs = MemoryCatalogProviderList::new();
         catalogs.register_catalog(CATALOG.to_owned(), catalog);
-        let state = SessionStateBuilder::new_from_existing(self.base.as_ref().clone())
+        let state = SessionStateBuilder::new_from_existing(self.base.deref().clone())
             .with_session_id(uuid::Uuid::new_v4().to_string())
             .with_catalog_list(Arc::new(catalogs))
             .build();

@@ -1,5 +1,6 @@
 //! From text to plan, and from plan to rows.
 
+use std::ops::Deref as _;
 use std::sync::Arc;
 
 use datafusion::arrow::datatypes::{DataType, SchemaRef};
@@ -9,6 +10,7 @@ use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::execute_stream;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::Statement as Ast;
+use lakehouse::Opaque;
 use tokio_util::sync::CancellationToken;
 
 use super::running::Outcome;
@@ -44,7 +46,7 @@ pub(super) async fn prepare(
     let (session, settings) = connection.session(&snapshot)?;
     let (snapshot, session) = if reads_heads(&session, &statement)? {
         let snapshot = connection.engine.shared.snapshots.with_heads(&snapshot).await?;
-        let session = Arc::new(self::session(&snapshot, &settings)?);
+        let session = Opaque::new(self::session(&snapshot, &settings)?);
         (snapshot, session)
     } else {
         (snapshot, session)
@@ -55,7 +57,7 @@ pub(super) async fn prepare(
     let schema = schema_of(&session, parameters::bind_nulls(&plan, &parameters)?)?;
     Ok(Prepared {
         sql: sql.into(),
-        plan: Arc::new(plan),
+        plan: Opaque::new(plan),
         session,
         settings,
         snapshot,
@@ -117,7 +119,7 @@ async fn start(
 ) -> Result<SendableRecordBatchStream> {
     let plan = parameters::bind(&prepared.plan, &prepared.parameters, values)?;
     // `now()` is the moment of this execution, not of the preparation.
-    let mut session = prepared.session.as_ref().clone();
+    let mut session = prepared.session.deref().clone();
     session.mark_start_execution();
     let physical = tokio::select! {
         biased;

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use datafusion::prelude::SessionContext;
-use lakehouse::{DEFAULT_GROUP, Lake, Publication};
+use lakehouse::{DEFAULT_GROUP, Lake, Opaque, Publication};
 
 use super::schemas;
 use crate::error::{Error, Kind, Result};
@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result};
 /// The lake at one publication, as a session of the query engine.
 pub struct Snapshot {
     publication: Option<Publication>,
-    context: SessionContext,
+    context: Opaque<SessionContext>,
 }
 
 impl Snapshot {
@@ -90,6 +90,6 @@ impl Snapshots {
     async fn make(&self, publication: Option<Publication>) -> Result<Snapshot> {
         let context = self.lake.session_factory().at_publication(publication.as_ref()).await?;
         schemas::install(&context)?;
-        Ok(Snapshot { publication, context })
+        Ok(Snapshot { publication, context: Opaque::new(context) })
     }
 }
