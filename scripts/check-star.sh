@@ -55,7 +55,7 @@ for crate in lakehouse transforms flight-server snowflake-adapter; do
         rdkafka rdkafka-sys tansu-broker tansu-storage libsql
 done
 for crate in lakehouse ingest transforms snowflake-adapter; do
-    forbid "$crate" "${all[$crate]}" "wire protocols are known to flight-server only" pgwire arrow-pg arrow-flight
+    forbid "$crate" "${all[$crate]}" "wire protocols are known to flight-server only" pgwire arrow-flight
     forbid "$crate" "${right[$crate]}" "wire protocols are known to flight-server only" axum tonic
 done
 for crate in lakehouse ingest flight-server snowflake-adapter; do

@@ -39,9 +39,6 @@ impl Fault {
             if let Some(error) = cause.downcast_ref::<lakehouse::Error>() {
                 return status_of_kind(error.kind());
             }
-            if let Some(error) = cause.downcast_ref::<transforms::Error>() {
-                return status_of_kind(error.kind());
-            }
             if let Some(error) = cause.downcast_ref::<flight_server::Error>() {
                 return match error.kind() {
                     flight_server::Kind::BadConfig => 2,

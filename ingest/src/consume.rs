@@ -16,10 +16,12 @@
 //!   the next start goes on there. It does not wait, because what fills the disk is often the broker beside it.
 //! - The topic is not what the ledger says (a gap, a topic made anew): the process ends with the range that is gone.
 
+mod buffer;
 mod intake;
 mod poll;
 mod running;
 mod start;
+mod totals;
 mod write;
 
 use std::collections::BTreeMap;

@@ -46,7 +46,7 @@ pub(crate) async fn compact(lake: &Lake, table: &Table) -> Result<()> {
 }
 
 fn failed(table: &Table, error: datafusion::error::DataFusionError) -> Error {
-    lakehouse::Error::query(format!("cannot put small files of {} together", table.name()), error).into()
+    Error::query(format!("cannot put small files of {} together", table.name()), error)
 }
 
 /// The values of the partition columns, and a size class.

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::config::{Enabled, ModelConfig};
 use crate::data_tests::{self, DataTest};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, fault_at};
 use crate::graph;
 use crate::project::{ModelFile, Project};
 use jinja::{Rendered, Scope};
@@ -69,7 +69,7 @@ impl Model {
     /// A fault in this model's text, at a line of the query if it is known.
     pub(crate) fn error_at(&self, query_line: Option<usize>, message: impl std::fmt::Display) -> Error {
         let line = query_line.and_then(|line| self.lines.get(line.checked_sub(1)?).copied());
-        Error::at(&self.path, line, message)
+        fault_at(&self.path, line, message)
     }
 }
 
@@ -129,7 +129,7 @@ fn model(scope: &Scope<'_>, file: &ModelFile, config: ModelConfig) -> Result<Mod
     inputs.extend(rendered.sources);
     let table = scope.tables[&file.name].clone();
     if let Err(error) = table.to_string().parse::<TableName>() {
-        return Err(Error::at(&file.path, None, error));
+        return Err(fault_at(&file.path, None, error));
     }
     let columns = file.properties.columns.iter();
     Ok(Model {

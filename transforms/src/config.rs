@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::error::{Error, Result};
+use crate::error::{Result, fault_at};
 use crate::suggest;
 
 /// The settings that are understood, and those of dbt that may stand there because they change no result.
@@ -56,7 +56,7 @@ impl Settings {
         for (key, (_, origin)) in &self.values {
             if !is_known(key) {
                 let hint = suggest::hint(key, KNOWN);
-                return Err(Error::at(
+                return Err(fault_at(
                     origin,
                     None,
                     format!("the setting \"{key}\" is not known or not supported: {hint}"),
@@ -80,7 +80,7 @@ impl Settings {
             let (_, origin) = &self.values["unique_key"];
             let message =
                 "unique_key needs order_by: name the columns that decide which of two rows with one key stays";
-            return Err(Error::at(origin, None, message));
+            return Err(fault_at(origin, None, message));
         }
         Ok(config)
     }
@@ -90,7 +90,7 @@ impl Settings {
         match value.as_str() {
             Some("table") => Ok(Materialization::Table),
             Some("incremental") => Ok(Materialization::Incremental),
-            _ => Err(Error::at(
+            _ => Err(fault_at(
                 origin,
                 None,
                 format!("materialized={value} is not supported yet: use table or incremental"),
@@ -102,7 +102,7 @@ impl Settings {
         match self.values.get("enabled") {
             None | Some((Value::Bool(true), _)) => Ok(Enabled::Yes),
             Some((Value::Bool(false), _)) => Ok(Enabled::No),
-            Some((value, origin)) => Err(Error::at(origin, None, format!("enabled={value}: write true or false"))),
+            Some((value, origin)) => Err(fault_at(origin, None, format!("enabled={value}: write true or false"))),
         }
     }
 
@@ -110,13 +110,13 @@ impl Settings {
         match self.values.get(key) {
             None => Ok(None),
             Some((Value::String(text), _)) => Ok(Some(text.clone())),
-            Some((value, origin)) => Err(Error::at(origin, None, format!("{key}={value}: write a name"))),
+            Some((value, origin)) => Err(fault_at(origin, None, format!("{key}={value}: write a name"))),
         }
     }
 
     fn list(&self, key: &str) -> Result<Vec<String>> {
         let Some((value, origin)) = self.values.get(key) else { return Ok(Vec::new()) };
-        texts(value).ok_or_else(|| Error::at(origin, None, format!("{key}={value}: write a name or a list of names")))
+        texts(value).ok_or_else(|| fault_at(origin, None, format!("{key}={value}: write a name or a list of names")))
     }
 
     /// Reads `column`, `column asc` or `column desc`.
@@ -129,7 +129,7 @@ impl Settings {
             _ => {
                 let (_, origin) = &self.values["order_by"];
                 let message = format!("order_by=\"{text}\": write a column, with asc or desc after it if you like");
-                return Err(Error::at(origin, None, message));
+                return Err(fault_at(origin, None, message));
             }
         };
         Ok(OrderColumn { column: column.to_owned(), direction })

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::error::{Error, Result};
+use crate::error::{Result, fault_at};
 use crate::project::ModelFile;
 use crate::query::quoted;
 use crate::suggest;
@@ -105,7 +105,7 @@ pub(crate) fn read(file: &ModelFile) -> Result<Vec<DataTest>> {
 fn read_one(file: &ModelFile, column: Option<&str>, test: &Value) -> Result<DataTest> {
     let wrong = |message: String| {
         let of = column.map_or_else(|| file.name.clone(), |column| format!("{}.{column}", file.name));
-        Error::at(&file.properties_path, None, format!("a data test of {of}: {message}"))
+        fault_at(&file.properties_path, None, format!("a data test of {of}: {message}"))
     };
     let (kind, mut arguments) = match test {
         Value::String(kind) => (kind.clone(), BTreeMap::new()),

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::audit;
 use crate::compaction;
 use crate::compile::{Compiled, Model};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, conflict};
 use crate::refresh::{self, Audit, Planned, Refresh, RefreshKind, RefreshMode};
 use crate::report::{BuildReport, ModelRun, ModelStatus};
 use crate::view::View;
@@ -275,7 +275,7 @@ impl Pass<'_> {
         let version = match refresh.view.table.replace(base.version, commit).await? {
             Outcome::Committed(version) => version,
             Outcome::Lost { winner } => {
-                return Err(Error::conflict(format!("version {winner} of {} was committed by another", model.table)));
+                return Err(conflict(format!("version {winner} of {} was committed by another", model.table)));
             }
         };
         self.committed.insert(model.table.clone(), version);
@@ -327,9 +327,9 @@ fn concerns_all(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::Conflict | ErrorKind::StorageFull | ErrorKind::NewerLake)
 }
 
-fn missing_input(project: &Compiled, model: &Model, name: &TableName, error: lakehouse::Error) -> Error {
+fn missing_input(project: &Compiled, model: &Model, name: &TableName, error: Error) -> Error {
     if error.kind() != ErrorKind::NotFound {
-        return error.into();
+        return error;
     }
     let remedy = match project.builder_of(name) {
         Some(parent) => format!("build {} first, or select +{}", parent.name, model.name),

@@ -110,7 +110,7 @@ pub(crate) async fn explain(lake: &Lake, project: &Compiled, model: &Model) -> R
                 explanation.next.clone_from(&explanation.reason);
                 return Ok(explanation);
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         };
     }
     let planned = Planned::new(lake, model, &inputs).await?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::compile::Model;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, fault_at};
 
 /// Puts the models in order; among those that could be next, the first by name is.
 ///
@@ -33,7 +33,7 @@ fn circle(waiting: &[Model]) -> Error {
         if let Some(start) = way.iter().position(|model| model.name == next.name) {
             let names: Vec<&str> = way[start..].iter().chain([&next]).map(|model| model.name.as_str()).collect();
             let message = format!("models read one another in a circle ({}): take one ref out", names.join(" → "));
-            return Error::at(&next.path, None, message);
+            return fault_at(&next.path, None, message);
         }
         way.push(next);
     }

@@ -11,7 +11,7 @@ use lakehouse::TableName;
 use serde_json::Value;
 
 use crate::config::Settings;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, fault_at};
 use crate::suggest;
 use yaml::{ModelProperties, ProjectFile, PropertiesFile};
 
@@ -97,7 +97,7 @@ impl Project {
                     let name = model.name.clone();
                     if let Some((_, first)) = properties.insert(name.clone(), (model, path.clone())) {
                         let message = format!("model \"{name}\" is described here and in {first}: keep one");
-                        return Err(Error::at(path, yaml::line_of(text, &name), message));
+                        return Err(fault_at(path, yaml::line_of(text, &name), message));
                     }
                 }
             } else if path.ends_with(".sql") {
@@ -114,7 +114,7 @@ impl Project {
         if let Some((name, (_, path))) = properties.into_iter().next() {
             let hint = suggest::hint(&name, models.iter().map(|model| model.name.as_str()));
             let line = yaml::line_of(&files[&path], &name);
-            return Err(Error::at(&path, line, format!("there is no model \"{name}\" to describe: {hint}")));
+            return Err(fault_at(&path, line, format!("there is no model \"{name}\" to describe: {hint}")));
         }
         refuse_same_names(&models)?;
         Ok(Self { name: project.name, variables: project.vars, sources, models })
@@ -127,7 +127,7 @@ fn model_file(project: &ProjectFile, folder: &str, path: &str, text: &str) -> Re
     let name = file.trim_end_matches(".sql").to_owned();
     if TableName::new("gold", &name).to_string().parse::<TableName>().is_err() {
         let message = "a model's file name becomes a table's name: use lower case letters, digits and underscores";
-        return Err(Error::at(path, None, message));
+        return Err(fault_at(path, None, message));
     }
     Ok(ModelFile {
         name,
@@ -145,7 +145,7 @@ fn refuse_same_names(models: &[ModelFile]) -> Result<()> {
     for model in models {
         if let Some(first) = paths.insert(&model.name, &model.path) {
             let message = format!("there is a model of this name in {first}: rename one of them");
-            return Err(Error::at(&model.path, None, message));
+            return Err(fault_at(&model.path, None, message));
         }
     }
     Ok(())
@@ -162,15 +162,11 @@ fn refuse_unsupported(project: &ProjectFile, files: &BTreeMap<String, String>) -
     ];
     for path in files.keys() {
         if matches!(path.as_str(), "packages.yml" | "dependencies.yml") {
-            return Err(Error::at(
-                path,
-                None,
-                "packages are not supported: copy what the models need into the project",
-            ));
+            return Err(fault_at(path, None, "packages are not supported: copy what the models need into the project"));
         }
         for (folder, ending, what) in NOT_SUPPORTED {
             if path.starts_with(&format!("{folder}/")) && path.ends_with(ending) && !path.contains("/.") {
-                return Err(Error::at(
+                return Err(fault_at(
                     path,
                     None,
                     format!("{what} not supported yet: take the file out of the project"),
@@ -179,7 +175,7 @@ fn refuse_unsupported(project: &ProjectFile, files: &BTreeMap<String, String>) -
         }
     }
     if project.name.is_empty() {
-        return Err(Error::at(PROJECT_FILE, None, "the project needs a name"));
+        return Err(fault_at(PROJECT_FILE, None, "the project needs a name"));
     }
     Ok(())
 }

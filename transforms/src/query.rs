@@ -95,8 +95,7 @@ pub(crate) fn quoted(name: &str) -> String {
 
 /// An error of a query that was planned well and then failed on the rows, or on the machine.
 pub(crate) fn run_error(model: &Model, error: DataFusionError) -> Error {
-    let error = lakehouse::Error::query(format!("{}: the query of model {} failed", model.path, model.name), error);
-    error.into()
+    Error::query(format!("{}: the query of model {} failed", model.path, model.name), error)
 }
 
 fn sql_error(model: &Model, error: &DataFusionError) -> Error {

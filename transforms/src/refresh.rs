@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::class::Class;
 use crate::compile::Model;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, conflict};
 use crate::query::{Query, Relations};
 use crate::view::View;
 pub(crate) use ledger::{Ledger, entries};
@@ -189,7 +189,7 @@ impl<'a> Planned<'a> {
                     "{} was built from version {cursor} of {name}, later than {}",
                     self.model.name, view.base.version
                 );
-                return Err(Error::conflict(message));
+                return Err(conflict(message));
             }
             idle_commits = idle_commits.max(view.base.version - cursor);
             match view.changes_since(cursor).await? {
@@ -221,7 +221,7 @@ impl<'a> Planned<'a> {
         self.check_columns(&base, &spec.schema)?;
         let ledger = Ledger::read(table, self.model, self.inputs).await?;
         if ledger.version != base.version {
-            return Err(Error::conflict(format!("{} was written to in between", self.model.table)));
+            return Err(conflict(format!("{} was written to in between", self.model.table)));
         }
         Ok((base, ledger))
     }
@@ -300,11 +300,11 @@ impl<'a> Planned<'a> {
         Ok(())
     }
 
-    fn target_error(&self, error: lakehouse::Error) -> Error {
+    fn target_error(&self, error: Error) -> Error {
         if error.kind() == ErrorKind::BadConfig {
             return self.changed(error.to_string());
         }
-        error.into()
+        error
     }
 
     fn changed(&self, what: String) -> Error {

@@ -135,7 +135,7 @@ impl Watch<'_> {
                     heads.insert(name.clone(), (head.table_id.clone(), head.version));
                 }
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
         }
         Ok(heads)

@@ -1,6 +1,5 @@
 //! From the parameters of a bind message to values.
 
-use bytes::Buf;
 use datafusion::common::ScalarValue;
 use pgwire::api::Type;
 use pgwire::api::results::FieldFormat;
@@ -37,80 +36,44 @@ fn text(bytes: &[u8], data_type: &Type) -> Result<ScalarValue> {
     }
 }
 
-#[expect(clippy::too_many_lines, reason = "one arm for each type reads better than two functions of half the types")]
-fn binary(mut bytes: &[u8], data_type: &Type) -> Result<ScalarValue> {
-    let width = |expected: usize| {
-        if bytes.len() == expected {
-            Ok(())
-        } else {
-            Err(Error::new(
-                Kind::InvalidValue,
-                format!("a binary {} has {expected} bytes, and {} were sent", data_type.name(), bytes.len()),
-            ))
-        }
-    };
+fn binary(bytes: &[u8], data_type: &Type) -> Result<ScalarValue> {
     Ok(match *data_type {
-        Type::BOOL => {
-            width(1)?;
-            ScalarValue::Boolean(Some(bytes[0] != 0))
-        }
-        Type::INT2 => {
-            width(2)?;
-            ScalarValue::Int16(Some(bytes.get_i16()))
-        }
-        Type::INT4 => {
-            width(4)?;
-            ScalarValue::Int32(Some(bytes.get_i32()))
-        }
-        Type::OID => {
-            width(4)?;
-            ScalarValue::Int64(Some(i64::from(bytes.get_u32())))
-        }
-        Type::INT8 => {
-            width(8)?;
-            ScalarValue::Int64(Some(bytes.get_i64()))
-        }
-        Type::FLOAT4 => {
-            width(4)?;
-            ScalarValue::Float32(Some(bytes.get_f32()))
-        }
-        Type::FLOAT8 => {
-            width(8)?;
-            ScalarValue::Float64(Some(bytes.get_f64()))
-        }
+        Type::BOOL => ScalarValue::Boolean(Some(fixed::<1>(bytes, data_type)? != [0])),
+        Type::INT2 => ScalarValue::Int16(Some(i16::from_be_bytes(fixed(bytes, data_type)?))),
+        Type::INT4 => ScalarValue::Int32(Some(i32::from_be_bytes(fixed(bytes, data_type)?))),
+        Type::OID => ScalarValue::Int64(Some(i64::from(u32::from_be_bytes(fixed(bytes, data_type)?)))),
+        Type::INT8 => ScalarValue::Int64(Some(i64::from_be_bytes(fixed(bytes, data_type)?))),
+        Type::FLOAT4 => ScalarValue::Float32(Some(f32::from_be_bytes(fixed(bytes, data_type)?))),
+        Type::FLOAT8 => ScalarValue::Float64(Some(f64::from_be_bytes(fixed(bytes, data_type)?))),
         Type::DATE => {
-            width(4)?;
-            ScalarValue::Date32(Some(bytes.get_i32().saturating_add(EPOCH_DAYS)))
+            let days = i32::from_be_bytes(fixed(bytes, data_type)?);
+            ScalarValue::Date32(Some(days.saturating_add(EPOCH_DAYS)))
         }
-        Type::TIME => {
-            width(8)?;
-            ScalarValue::Time64Microsecond(Some(bytes.get_i64()))
-        }
+        Type::TIME => ScalarValue::Time64Microsecond(Some(i64::from_be_bytes(fixed(bytes, data_type)?))),
         Type::TIMESTAMP | Type::TIMESTAMPTZ => {
-            width(8)?;
+            let microseconds = i64::from_be_bytes(fixed(bytes, data_type)?);
             let zone = (*data_type == Type::TIMESTAMPTZ).then(|| "UTC".into());
-            ScalarValue::TimestampMicrosecond(Some(bytes.get_i64().saturating_add(EPOCH_MICROSECONDS)), zone)
+            ScalarValue::TimestampMicrosecond(Some(microseconds.saturating_add(EPOCH_MICROSECONDS)), zone)
         }
         Type::NUMERIC => ScalarValue::Utf8(Some(numeric::read_binary(bytes)?)),
         Type::BYTEA => ScalarValue::Binary(Some(bytes.to_vec())),
-        Type::UUID => {
-            width(16)?;
-            let id = uuid::Uuid::from_slice(bytes)
-                .map_err(|error| Error::with_source(Kind::InvalidValue, "a uuid parameter is malformed", error))?;
-            ScalarValue::Utf8(Some(id.to_string()))
-        }
+        Type::UUID => ScalarValue::Utf8(Some(uuid::Uuid::from_bytes(fixed(bytes, data_type)?).to_string())),
         Type::TEXT | Type::VARCHAR | Type::BPCHAR | Type::NAME | Type::UNKNOWN | Type::JSON => {
             ScalarValue::Utf8(Some(utf8(bytes)?.to_owned()))
         }
         _ => {
-            return Err(Error::new(
-                Kind::Unsupported,
-                format!(
-                    "parameters of type {} are not supported in binary; cast to text or a number",
-                    data_type.name()
-                ),
-            ));
+            let name = data_type.name();
+            let message = format!("parameters of type {name} are not supported in binary; cast to text or a number");
+            return Err(Error::new(Kind::Unsupported, message));
         }
+    })
+}
+
+/// The bytes of a type that always has as many.
+fn fixed<const N: usize>(bytes: &[u8], data_type: &Type) -> Result<[u8; N]> {
+    bytes.try_into().map_err(|_| {
+        let message = format!("a binary {} has {N} bytes, and {} were sent", data_type.name(), bytes.len());
+        Error::new(Kind::InvalidValue, message)
     })
 }
 

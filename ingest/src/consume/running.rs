@@ -11,14 +11,15 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::buffer::Buffer;
 use super::intake::Intake;
 use super::poll::{Command, Polled, Poller, Revocation};
 use super::start;
+use super::totals::Totals;
 use super::write::{self, Batch, Bound, Sink, Written};
 use super::{Ended, Options, PartitionProgress, Progress, Sharing, Stop, Summary};
 use crate::decode::Recorded;
 use crate::kafka::Probe;
-use crate::records::Records;
 use crate::{Error, ErrorKind, Result};
 
 /// So often the ends of the partitions are asked for, and progress is told.
@@ -87,31 +88,6 @@ pub(super) struct Consuming {
     /// When the broker last had something to say.
     heard: Instant,
     totals: Totals,
-}
-
-/// Messages that are not yet handed to a writer.
-#[derive(Default)]
-struct Buffer {
-    records: Vec<Records>,
-    rows: usize,
-    bytes: usize,
-    /// When the first one came.
-    since: Option<Instant>,
-}
-
-/// What a run has done so far.
-#[derive(Default)]
-struct Totals {
-    rows: u64,
-    dead_letters: u64,
-    holes: u64,
-    commits: u64,
-    repeats: u64,
-    lost: u64,
-    committed: BTreeMap<i32, i64>,
-    table_version: Option<u64>,
-    /// Messages at the last look at the rate, when that was, and the rate.
-    rate: Option<(u64, Instant, f64)>,
 }
 
 impl Consuming {
@@ -344,16 +320,8 @@ impl Consuming {
     }
 
     fn count(&mut self, bound: Bound, ranges: Vec<ConsumedRange>) {
-        let totals = &mut self.totals;
-        totals.commits += 1;
-        totals.table_version = Some(bound.bronze);
+        self.totals.count(bound.bronze, &ranges);
         self.bound = bound;
-        for range in &ranges {
-            totals.rows += range.rows;
-            totals.dead_letters += range.dead_letters;
-            totals.holes += range.holes;
-            totals.committed.insert(range.partition, range.to);
-        }
         self.poller.ask(Command::Commit(ranges.iter().map(|range| (range.partition, range.to)).collect()));
         self.tell();
     }
@@ -437,7 +405,7 @@ impl Consuming {
         self.progress.send_replace(Progress {
             events: totals.rows + totals.dead_letters,
             dead_letters: totals.dead_letters,
-            events_per_second: totals.rate.map_or(0.0, |(_, _, rate)| rate),
+            events_per_second: totals.events_per_second(),
             lag: partitions.values().map(|one| (one.end_offset - one.next_offset).max(0)).sum(),
             partitions,
             table_version: totals.table_version,
@@ -465,35 +433,6 @@ impl Draining {
         }
         let Totals { rows, dead_letters, holes, commits, repeats, lost, committed, .. } = totals;
         Ok(Summary { ended, rows, dead_letters, holes, commits, repeats, lost, next_offsets: committed })
-    }
-}
-
-impl Buffer {
-    fn push(&mut self, records: Records) {
-        if records.is_empty() {
-            return;
-        }
-        self.rows += records.len();
-        self.bytes += records.bytes();
-        self.since.get_or_insert_with(Instant::now);
-        self.records.push(records);
-    }
-}
-
-impl Totals {
-    /// Over about five seconds, so that a commit a second does not make the number jump.
-    fn measure_rate(&mut self) {
-        let (now, events) = (Instant::now(), self.rows + self.dead_letters);
-        let (before, since, rate) = self.rate.unwrap_or((events, now, 0.0));
-        let seconds = (now - since).as_secs_f64();
-        if seconds == 0.0 {
-            self.rate = Some((events, now, rate));
-            return;
-        }
-        let newest = (events - before) as f64 / seconds;
-        let weight = (seconds / 5.0).min(1.0);
-        let rate = rate + (newest - rate) * weight;
-        self.rate = Some((events, now, if rate < 0.05 { 0.0 } else { rate }));
     }
 }
 

@@ -9,7 +9,7 @@ use minijinja::{Environment, Error as JinjaError, ErrorKind as JinjaErrorKind, S
 use serde_json::Value;
 
 use super::Variables;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, fault_at};
 use crate::project::{ModelFile, Project};
 use crate::suggest;
 
@@ -183,5 +183,5 @@ fn template_error(file: &ModelFile, error: &JinjaError) -> Error {
         (kind, Some(detail)) => format!("{kind}: {detail}{remedy}"),
         (kind, None) => format!("{kind}{remedy}"),
     };
-    Error::at(&file.path, error.line(), message)
+    fault_at(&file.path, error.line(), message)
 }

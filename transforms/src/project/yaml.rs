@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::Source;
 use crate::config::{self, Settings};
-use crate::error::{Error, Result};
+use crate::error::{Result, fault_at};
 
 /// `dbt_project.yml`.
 #[derive(Debug, Deserialize)]
@@ -192,7 +192,7 @@ fn take_level(level: &Map<String, Value>, settings: &mut Settings) -> Result<()>
             if !config::is_known(key) {
                 let message =
                     format!("\"{key}\" under models is neither a folder nor a setting: write +{key} for a setting");
-                return Err(Error::at(super::PROJECT_FILE, None, message));
+                return Err(fault_at(super::PROJECT_FILE, None, message));
             }
             settings.insert(key, value.clone(), super::PROJECT_FILE);
         }
@@ -207,7 +207,7 @@ impl PropertiesFile {
             let schema = source.schema.as_deref().unwrap_or(&source.name);
             for table in &source.tables {
                 let name = TableName::new(schema, table.identifier.as_deref().unwrap_or(&table.name));
-                let name: TableName = name.to_string().parse().map_err(|error| Error::at(path, None, error))?;
+                let name: TableName = name.to_string().parse().map_err(|error| fault_at(path, None, error))?;
                 found.push(Source { source: source.name.clone(), name: table.name.clone(), table: name });
             }
         }
@@ -220,7 +220,7 @@ pub(super) fn parse<T: DeserializeOwned>(path: &str, text: &str) -> Result<T> {
     let text = if text.trim().is_empty() { "{}" } else { text };
     serde_yaml_ng::from_str(text).map_err(|error| {
         let line = error.location().map(|location| location.line());
-        Error::at(path, line, error)
+        fault_at(path, line, error)
     })
 }
 
