@@ -87,6 +87,7 @@ fn consumer(brokers: &str) -> Result<BaseConsumer, KafkaError> {
         .set("queued.max.messages.kbytes", "16384")
         .set("queued.min.messages", "50000")
         .set("fetch.wait.max.ms", "100")
+        .set("fetch.queue.backoff.ms", "10")
         .create()
 }
 
