@@ -12,14 +12,19 @@ stage_structure() {
 
 stage_lints() { cargo clippy --release --locked --all-targets -- --deny warnings; }
 
-stage_build() { scripts/build.sh; }
+# The tests and the program in one go: one by one, each crate's single-threaded half would leave a core idle.
+stage_build() {
+    cargo build --release --locked --all-targets
+    scripts/build.sh
+}
 
 stage_unit() { cargo test --release --locked; }
 
 stage_e2e() {
     scripts/setup-tests.sh
     # PYTEST_ADDOPTS picks some: PYTEST_ADDOPTS='-k doors' make test STAGES=e2e
-    "$cache/venv/bin/python" -m pytest tests/e2e
+    # A file's tests stay together and in order: some look back at what the ones before them did.
+    "$cache/venv/bin/python" -m pytest --numprocesses=2 --dist=loadfile tests/e2e
 }
 
 stages=("$@")

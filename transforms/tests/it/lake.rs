@@ -64,7 +64,7 @@ fn timestamps() -> DataType {
     DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))
 }
 
-fn bronze_spec() -> TableSpec {
+pub(crate) fn bronze_spec() -> TableSpec {
     const TEXTS: [&str; 9] = [
         "event_id",
         "user_id",
@@ -115,11 +115,15 @@ fn batch(events: &[Event]) -> RecordBatch {
 
 /// Adds events to bronze in one commit. None at all makes the commit of a batch of nothing but dead letters.
 pub(crate) async fn append(lake: &Lake, events: &[Event]) {
+    append_batch(lake, batch(events)).await;
+}
+
+/// The same with rows of bronze.
+pub(crate) async fn append_batch(lake: &Lake, rows: RecordBatch) {
     let table = bronze(lake);
     let version = table.ensure(&bronze_spec()).await.expect("bronze is made");
     let mut commit = Commit::new(Operation::Write);
-    commit.adds =
-        table.stage_batches(&version, vec![batch(events)], &StageOptions::default()).await.expect("rows are staged");
+    commit.adds = table.stage_batches(&version, vec![rows], &StageOptions::default()).await.expect("rows are staged");
     let outcome = table.append(version.version, commit).await.expect("rows are committed");
     assert!(matches!(outcome, Outcome::Committed(_)), "nobody else writes to bronze here");
 }

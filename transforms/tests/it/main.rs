@@ -5,4 +5,5 @@ mod lake;
 mod oracle;
 mod random;
 mod refresh;
+mod slt;
 mod watch;
