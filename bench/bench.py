@@ -254,11 +254,22 @@ def freshness_lines(results):
 
 
 def report(speed_result, freshness_results):
-    parts = ["# Measured", "", f"{datetime.now(UTC):%Y-%m-%d}, {machine()}; `make bench`.", "", "## Kafka to bronze", ""]
-    parts += speed_lines(speed_result)
-    parts += ["", "## Produced to visible in gold", "", "The broker, the simulator, ingest, the models and the door", ""]
-    parts[-2] += " in one process (`lakebeat up`), while it takes in so many events a second."
-    parts += freshness_lines(freshness_results)
+    parts = [
+        "# Measured",
+        "",
+        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}; `make bench`.",
+        "",
+        "## Kafka to bronze",
+        "",
+        *speed_lines(speed_result),
+        "",
+        "## Produced to visible in gold",
+        "",
+        "The broker, the simulator, ingest, the models and the door in one process (`lakebeat up`), while it takes in so many events a",
+        "second.",
+        "",
+        *freshness_lines(freshness_results),
+    ]
     return "\n".join(parts) + "\n"
 
 
