@@ -18,6 +18,9 @@ use cli::Cli;
 use output::Fault;
 use settings::Settings;
 
+/// What a thread may use of it costs nothing until it is used. Plans are walked by recursion.
+const THREAD_STACK_BYTES: usize = 16 << 20;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli) {
@@ -33,7 +36,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let settings = Settings::read(&cli)?;
     start_log(&settings.log_level)?;
     // Queries and commits share the threads; librdkafka has its own.
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(THREAD_STACK_BYTES).build()?;
     let ended = runtime.block_on(commands::run(cli, settings));
     // A blocking call that hangs (a name that does not resolve) must not keep the program from ending.
     runtime.shutdown_timeout(std::time::Duration::from_millis(500));

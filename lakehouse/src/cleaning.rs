@@ -80,10 +80,18 @@ impl Cleaner {
             }
             let table = self.lake.table(&name);
             let position = self.tables.entry(name.clone()).or_default();
-            position.advance(&table).await?;
+            // A table of somebody else's that we cannot read must not keep the others from being cleaned.
+            if let Err(error) = position.advance(&table).await {
+                tracing::warn!(table = %name, %error, "not cleaned");
+                continue;
+            }
             let pinned = kept.get(&name).map_or(&[][..], Vec::as_slice);
             for gone in position.take_due(pinned, now) {
-                delete(&table, &gone.path).await?;
+                if let Err(error) = delete(&table, &gone.path).await {
+                    tracing::warn!(table = %name, %error, "not cleaned; the next round tries again");
+                    position.superseded.push(gone);
+                    continue;
+                }
                 report.files += 1;
                 report.bytes += gone.bytes;
             }
@@ -109,24 +117,32 @@ impl Position {
     }
 
     fn take(&mut self, commit: CommitEntry) {
-        // A commit without a time is of a foreign writer: its files are not ours to delete.
-        let Some(at) = commit.timestamp else { return };
         for remove in commit.removes {
             let Some((added, bytes)) = self.live.remove(&remove.path) else { continue };
+            // A commit without a time is of a foreign writer: what it took out is not ours to delete.
+            let Some(at) = commit.timestamp else { continue };
             let grace = if remove.data_change { READERS_GRACE } else { REFRESH_GRACE };
             let due_at = at + grace;
             self.superseded.push(Superseded { path: remove.path, bytes, added, removed: commit.version, due_at });
         }
         for add in commit.adds {
-            // A file that is taken back in (a restore) is live again.
-            self.superseded.retain(|gone| gone.path != add.file.path);
-            self.live.insert(add.file.path.clone(), (commit.version, add.file.size));
+            // A file that is taken back in (a restore) is live again; versions of its first life may still be named.
+            let before = self.superseded.extract_if(.., |gone| gone.path == add.file.path).map(|gone| gone.added).min();
+            // Nor is what it added.
+            if commit.timestamp.is_some() || before.is_some() {
+                self.live.insert(add.file.path.clone(), (before.unwrap_or(commit.version), add.file.size));
+            }
         }
     }
 
     fn take_due(&mut self, pinned: &[u64], now: DateTime<Utc>) -> Vec<Superseded> {
         let is_due = |gone: &mut Superseded| {
-            gone.due_at <= now && !pinned.iter().any(|version| (gone.added..gone.removed).contains(version))
+            let is_pinned = pinned.iter().any(|version| (gone.added..gone.removed).contains(version));
+            if is_pinned {
+                // Whoever plans a query on that publication now may read it for as long after the publication is dropped.
+                gone.due_at = gone.due_at.max(now + READERS_GRACE);
+            }
+            gone.due_at <= now
         };
         self.superseded.extract_if(.., is_due).collect()
     }

@@ -3,6 +3,9 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+use buoyant_kernel::Error as KernelError;
+use deltalake_core::DeltaTableError;
+
 /// What every fallible call of this crate returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -62,18 +65,19 @@ impl Error {
     }
 
     /// Wraps an error of the Delta libraries.
-    pub(crate) fn delta(doing: impl Into<String>, source: deltalake_core::DeltaTableError) -> Self {
+    pub(crate) fn delta(doing: impl Into<String>, source: DeltaTableError) -> Self {
         let kind = match &source {
-            deltalake_core::DeltaTableError::NotATable(_) => ErrorKind::NotFound,
-            deltalake_core::DeltaTableError::ObjectStore { source } => store_kind(source),
-            _ => ErrorKind::BadData,
+            DeltaTableError::NotATable(_) => ErrorKind::NotFound,
+            DeltaTableError::ObjectStore { source } => store_kind(source),
+            DeltaTableError::KernelError(source) => kernel_kind(source),
+            _ => kind_beneath(&source),
         };
         Self::with_source(kind, doing, source)
     }
 
     /// Wraps an error of the Delta kernel.
-    pub(crate) fn kernel(doing: impl Into<String>, source: buoyant_kernel::Error) -> Self {
-        Self::with_source(ErrorKind::BadData, doing, source)
+    pub(crate) fn kernel(doing: impl Into<String>, source: KernelError) -> Self {
+        Self::with_source(kernel_kind(&source), doing, source)
     }
 
     /// Wraps an error of the query engine, keeping the kind of one of ours that went through it.
@@ -83,7 +87,7 @@ impl Error {
             DataFusionError::ObjectStore(error) => store_kind(error),
             DataFusionError::ResourcesExhausted(_) => ErrorKind::Unavailable,
             DataFusionError::IoError(error) if is_storage_full(error) => ErrorKind::StorageFull,
-            _ => ErrorKind::BadData,
+            root => kind_beneath(root),
         };
         Self::with_source(kind, doing, source)
     }
@@ -121,6 +125,30 @@ pub(crate) fn store_kind(error: &object_store::Error) -> ErrorKind {
         | object_store::Error::Unauthenticated { .. }
         | object_store::Error::UnknownConfigurationKey { .. } => ErrorKind::BadConfig,
         _ => ErrorKind::Unavailable,
+    }
+}
+
+/// What the store's error that lies beneath another one means; without one, what was read is at fault.
+fn kind_beneath(error: &(dyn StdError + 'static)) -> ErrorKind {
+    let mut cause = Some(error);
+    while let Some(current) = cause {
+        if let Some(error) = current.downcast_ref::<object_store::Error>() {
+            return store_kind(error);
+        }
+        cause = current.source();
+    }
+    ErrorKind::BadData
+}
+
+/// The same for an error of the kernel, which does not name its causes as sources.
+fn kernel_kind(error: &KernelError) -> ErrorKind {
+    match error {
+        KernelError::Backtraced { source, .. } => kernel_kind(source),
+        KernelError::ObjectStore(source) => store_kind(source),
+        KernelError::IOError(source) if is_storage_full(source) => ErrorKind::StorageFull,
+        KernelError::IOError(_) => ErrorKind::Unavailable,
+        KernelError::GenericError { source } => kind_beneath(source.as_ref()),
+        _ => ErrorKind::BadData,
     }
 }
 

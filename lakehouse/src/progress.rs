@@ -28,6 +28,9 @@ pub struct IngestInfo {
     pub topic: String,
     /// The cluster that it was read from; empty if the broker does not tell.
     pub cluster_id: String,
+    /// The table of the letters that the ranges count.
+    #[serde(default = "dead_letters_name")]
+    pub dead_letters: TableName,
     /// One entry for each partition of which something was consumed.
     pub ranges: Vec<ConsumedRange>,
 }
@@ -75,6 +78,11 @@ pub struct IngestProgress {
     pub dead_letters: u64,
     /// When it was committed.
     pub committed_at: Option<DateTime<Utc>>,
+}
+
+/// What commits that do not name their table of letters mean.
+fn dead_letters_name() -> TableName {
+    TableName::new("bronze", "dead_letters")
 }
 
 impl CommitEntry {

@@ -53,7 +53,11 @@ pub(crate) async fn provider(table: SystemTable, lake: &Lake) -> Result<Arc<dyn 
 async fn heads(lake: &Lake) -> Result<Vec<Arc<TableVersion>>> {
     let mut heads = Vec::new();
     for name in lake.tables().await? {
-        heads.push(lake.table(&name).head().await?);
+        match lake.table(&name).head().await {
+            Ok(head) => heads.push(head),
+            // A table that cannot be read must not hide the others.
+            Err(error) => tracing::warn!(table = %name, %error, "left out of system.tables"),
+        }
     }
     Ok(heads)
 }

@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::log::{self, CommitEntry};
 use crate::name::TableName;
 use crate::schema::{self, TableSpec};
-use crate::version::{Head, TableVersion, transactions_at};
+use crate::version::{self, Head, TableVersion, transactions_at};
 
 /// How many versions that were the newest a moment ago are kept at hand. A publication lags the heads by one refresh, so
 /// a reader that pins it finds its versions here and loads nothing.
@@ -70,13 +70,12 @@ impl Table {
         Ok(known.newest())
     }
 
-    /// Whether the table is there.
+    /// Whether the table is there, be it one that can be read or not.
     pub async fn exists(&self) -> Result<bool> {
-        match self.head().await {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
+        if self.inner.known.lock().await.head.is_some() {
+            return Ok(true);
         }
+        version::is_there(&self.inner.name, self.inner.log.as_ref()).await
     }
 
     /// The table as it was at `version`.

@@ -177,7 +177,7 @@ fn read_transactions(
 }
 
 /// Whether the table has a log. The kernel's own answer for one that has none differs from store to store.
-async fn is_there(name: &TableName, log: &dyn LogStore) -> Result<bool> {
+pub(crate) async fn is_there(name: &TableName, log: &dyn LogStore) -> Result<bool> {
     let failed = |source| Error::delta(format!("cannot look for the log of {name}"), source);
     // The first entry is there unless a clean-up took it, and costs one request where a listing costs more.
     Ok(log.read_commit_entry(0).await.map_err(failed)?.is_some()

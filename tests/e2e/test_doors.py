@@ -181,3 +181,16 @@ def test_one_connection_outlives_its_errors(served):
         with pytest.raises(psycopg.errors.SyntaxError):
             connection.execute("selec 1")
         assert connection.execute("select count(*) from top_songs").fetchone() == (6,)
+
+
+def test_no_statement_is_too_long_for_the_stack(served):
+    """A statement that is a deep tree is refused, or answered; it never ends the process."""
+    up, _ = served
+    with psycopg.connect(f"postgresql://ana@127.0.0.1:{up.ports[POSTGRES]}/lake", autocommit=True) as connection:
+        assert connection.execute("select " + " + ".join(["1"] * 2_000)).fetchone() == (2_000,)
+        union = " union all ".join(["select 1 as one"] * 1_000)
+        assert connection.execute(f"select count(*) from ({union}) as ones").fetchone() == (1_000,)
+        for deep in (" + ".join(["1"] * 400_000), " or ".join(["true"] * 100_000), "(" * 10_000 + "1" + ")" * 10_000):
+            with pytest.raises(psycopg.Error, match="operators|deep|recursion|nested"):
+                connection.execute(f"select {deep}")
+        assert connection.execute("select 1").fetchone() == (1,)

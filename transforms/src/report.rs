@@ -112,15 +112,15 @@ pub enum TestScope {
 pub struct HeldGroup {
     /// The group.
     pub group: String,
-    /// The models and tests at fault.
+    /// The models and tests at fault, or what else stands in the way.
     pub because: Vec<String>,
 }
 
 impl BuildReport {
-    /// Whether a model failed, or a test whose severity is error.
+    /// Whether a model failed, or a test whose severity is error, or something could not be published.
     pub fn failed(&self) -> bool {
         let model_failed = self.models.iter().any(|run| run.status.is_fault());
-        model_failed || self.tests.iter().any(|run| run.status.is_fault())
+        model_failed || self.tests.iter().any(|run| run.status.is_fault()) || !self.held.is_empty()
     }
 
     /// Whether something was committed or published.

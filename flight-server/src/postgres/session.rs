@@ -37,6 +37,8 @@ const SAVEPOINTS_MAX: usize = 10_000;
 pub(super) struct Session {
     pub(super) connection: Connection,
     pub(super) cancel: Arc<CancelSignal>,
+    /// What the client asked for in its startup message: what a reset goes back to.
+    startup: Settings,
     inner: Mutex<Inner>,
 }
 
@@ -107,7 +109,7 @@ pub(super) fn columns(command: &Command) -> Vec<String> {
 
 impl Session {
     pub(super) fn new(connection: Connection, cancel: Arc<CancelSignal>) -> Self {
-        Self { connection, cancel, inner: Mutex::default() }
+        Self { startup: connection.settings(), connection, cancel, inner: Mutex::default() }
     }
 
     /// Refuses what a failed transaction does not take.
@@ -155,7 +157,11 @@ impl Session {
             let warning = "set local can only be used in transaction blocks; it changed nothing";
             return Ok(Reply::done("SET").with_warning("25P01", warning));
         }
-        self.connection.set(name, value).await?;
+        if value.trim().eq_ignore_ascii_case("default") {
+            self.reset(Some(name)).await?;
+        } else {
+            self.connection.set(name, value).await?;
+        }
         let mut inner = self.lock();
         let key = name.to_lowercase();
         match scope {
@@ -168,8 +174,8 @@ impl Session {
     async fn reset(&self, name: Option<&str>) -> Result<Reply> {
         let mut settings = self.connection.settings();
         match name {
-            Some(name) => settings.reset(name)?,
-            None => settings.reset_all(),
+            Some(name) => settings.restore(name, &self.startup)?,
+            None => settings = self.startup.clone(),
         }
         self.connection.replace_settings(settings).await?;
         Ok(Reply::done("RESET"))
@@ -211,18 +217,25 @@ impl Session {
             (inner.before.take(), std::mem::take(&mut inner.local))
         };
         self.connection.unpin();
+        let mut reply = Reply::done(tag).with_status(TransactionStatus::Idle).closing(Closes::Portals);
         if let Some(before) = before {
             let settings = if tag == "COMMIT" { self.without_local(&before, &local)? } else { before };
-            self.connection.replace_settings(settings).await?;
+            if let Err(error) = self.connection.replace_settings(settings.clone()).await {
+                // The publication that was set before is not kept any more; all else must not stay changed for that.
+                let mut settings = settings;
+                settings.reset("lakebeat.publication")?;
+                self.connection.replace_settings(settings).await?;
+                reply = reply.with_warning("01000", &format!("{error}; the newest publication is read from now on"));
+            }
         }
-        Ok(Reply::done(tag).with_status(TransactionStatus::Idle).closing(Closes::Portals))
+        Ok(reply)
     }
 
     /// The settings that hold now, but for those of `SET LOCAL`, which are as they were before.
     fn without_local(&self, before: &Settings, local: &BTreeSet<String>) -> Result<Settings> {
         let mut settings = self.connection.settings();
         for name in local {
-            settings.set(name, &before.show(name)?)?;
+            settings.restore(name, before)?;
         }
         Ok(settings)
     }

@@ -8,11 +8,16 @@ use datafusion::logical_expr::LogicalPlan;
 use datafusion::sql::parser::{DFParserBuilder, Statement};
 use datafusion::sql::sqlparser::ast::{SetExpr, Statement as Ast};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::keywords::Keyword;
+use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 
 use crate::error::{Error, Kind, Result};
 
 /// How deep expressions and subqueries may nest. BI tools fold to some dozens of levels.
 const NESTING_MAX: usize = 128;
+/// `1 + 1 + 1 …` is read in a loop but kept as a tree as deep as it is long, and walked by recursion: a stack that overflows
+/// ends the whole process. Lists (`in (…)`, `values`) are flat and may be as long as they like.
+const OPERATORS_MAX: usize = 2_000;
 
 /// Parses exactly one statement and lets it through if it only reads.
 ///
@@ -24,6 +29,7 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
     if sql.trim_start().get(..4).is_some_and(|word| word.eq_ignore_ascii_case("copy")) {
         return Err(refuse_copy());
     }
+    check_length_of_chains(sql)?;
     let mut statements = DFParserBuilder::new(sql)
         .with_dialect(&GenericDialect {})
         .with_recursion_limit(NESTING_MAX)
@@ -40,6 +46,72 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
     }
     check_statement(&statement)?;
     Ok(statement)
+}
+
+fn check_length_of_chains(sql: &str) -> Result<()> {
+    // What is no SQL at all the parser says better.
+    let Ok(tokens) = Tokenizer::new(&GenericDialect {}, sql).tokenize() else { return Ok(()) };
+    let operators = tokens.iter().filter(|token| is_operator(token)).count();
+    if operators > OPERATORS_MAX {
+        let message = format!(
+            "the statement has {operators} operators; at most {OPERATORS_MAX} are accepted: a long list of values goes into in (…)"
+        );
+        return Err(Error::new(Kind::OutOfResources, message));
+    }
+    Ok(())
+}
+
+/// Whether a token can make a tree one level deeper without a bracket, which the parser counts by itself.
+fn is_operator(token: &Token) -> bool {
+    match token {
+        Token::Word(word) => matches!(
+            word.keyword,
+            Keyword::AND
+                | Keyword::OR
+                | Keyword::XOR
+                | Keyword::NOT
+                | Keyword::IS
+                | Keyword::LIKE
+                | Keyword::ILIKE
+                | Keyword::SIMILAR
+                | Keyword::BETWEEN
+                | Keyword::IN
+                | Keyword::COLLATE
+                | Keyword::AT
+                | Keyword::DIV
+                | Keyword::UNION
+                | Keyword::EXCEPT
+                | Keyword::INTERSECT
+                | Keyword::MINUS
+                | Keyword::JOIN
+        ),
+        Token::Whitespace(_)
+        | Token::Comma
+        | Token::Period
+        | Token::LParen
+        | Token::RParen
+        | Token::SemiColon
+        | Token::Placeholder(_)
+        | Token::Number(..)
+        | Token::EOF => false,
+        // Literals apart, what is left are signs.
+        other => !is_literal(other),
+    }
+}
+
+fn is_literal(token: &Token) -> bool {
+    matches!(
+        token,
+        Token::SingleQuotedString(_)
+            | Token::DoubleQuotedString(_)
+            | Token::DollarQuotedString(_)
+            | Token::NationalStringLiteral(_)
+            | Token::EscapedStringLiteral(_)
+            | Token::UnicodeStringLiteral(_)
+            | Token::HexStringLiteral(_)
+            | Token::LBrace
+            | Token::RBrace
+    )
 }
 
 fn check_statement(statement: &Statement) -> Result<()> {
@@ -160,6 +232,19 @@ mod tests {
 
     fn refusal(sql: &str) -> &'static str {
         parse(sql).map_or_else(|error| error.kind().sqlstate(), |_| "allowed")
+    }
+
+    #[test]
+    fn what_would_be_too_deep_to_walk_is_refused_and_lists_are_not() {
+        let sum = |terms: usize| format!("select {}", vec!["1"; terms].join(" + "));
+        assert_eq!(refusal(&sum(OPERATORS_MAX + 1)), "allowed");
+        for terms in [OPERATORS_MAX + 2, 400_000] {
+            assert_eq!(refusal(&sum(terms)), "53200", "{terms}");
+        }
+        let union = vec!["select 1"; 100_000].join(" union all ");
+        assert_eq!(refusal(&union), "53200");
+        let list = format!("select 1 in ({})", vec!["'-'"; 100_000].join(", "));
+        assert_eq!(refusal(&list), "allowed");
     }
 
     #[test]

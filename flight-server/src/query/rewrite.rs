@@ -6,8 +6,10 @@ use std::ops::ControlFlow;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{
     BinaryOperator, DataType, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments,
-    Ident, ObjectName, ObjectNamePart, Statement as Ast, Value, visit_expressions_mut,
+    Ident, ObjectName, ObjectNamePart, Statement as Ast, Value, ValueWithSpan, visit_expressions,
+    visit_expressions_mut,
 };
+use datafusion::sql::sqlparser::tokenizer::Location;
 
 use super::absent;
 use crate::error::{Error, Kind, Result};
@@ -22,9 +24,9 @@ pub(super) fn rewrite(statement: &mut Statement) -> Result<()> {
             if let Ast::Query(query) = ast.as_mut() {
                 absent::answer_query(query);
             }
-            let mut placeholders = Placeholders::default();
+            let placeholders = Placeholders::of(ast);
             let _ = visit_expressions_mut(ast.as_mut(), |expression| {
-                rewrite_expression(expression, &mut placeholders);
+                rewrite_expression(expression, &placeholders);
                 ControlFlow::<()>::Continue(())
             });
             placeholders.check()
@@ -34,33 +36,47 @@ pub(super) fn rewrite(statement: &mut Statement) -> Result<()> {
     }
 }
 
-#[derive(Default)]
+/// The places in the text where a `?` stands, in order: its place is its number. A tree is not walked in the order of
+/// the text (`offset ? limit ?`).
 struct Placeholders {
-    /// How many `?` there were so far.
-    question_marks: usize,
+    question_marks: Vec<Location>,
     numbered: bool,
 }
 
 impl Placeholders {
+    fn of(ast: &Ast) -> Self {
+        let mut found = Self { question_marks: Vec::new(), numbered: false };
+        let _ = visit_expressions(ast, |expression| {
+            match expression {
+                Expr::Value(ValueWithSpan { value: Value::Placeholder(name), span }) if name == "?" => {
+                    found.question_marks.push(span.start);
+                }
+                Expr::Value(ValueWithSpan { value: Value::Placeholder(_), .. }) => found.numbered = true,
+                _ => {}
+            }
+            ControlFlow::<()>::Continue(())
+        });
+        found.question_marks.sort_unstable();
+        found
+    }
+
+    /// The number of the `?` at a place, from 1.
+    fn number(&self, place: Location) -> usize {
+        self.question_marks.partition_point(|other| *other <= place)
+    }
+
     fn check(&self) -> Result<()> {
-        if self.numbered && self.question_marks > 0 {
+        if self.numbered && !self.question_marks.is_empty() {
             return Err(Error::new(Kind::InvalidParameter, "the statement mixes ? and $1 placeholders; use one kind"));
         }
         Ok(())
     }
 }
 
-fn rewrite_expression(expression: &mut Expr, placeholders: &mut Placeholders) {
+fn rewrite_expression(expression: &mut Expr, placeholders: &Placeholders) {
     match expression {
-        Expr::Value(value) => {
-            if let Value::Placeholder(name) = &mut value.value {
-                if name == "?" {
-                    placeholders.question_marks += 1;
-                    *name = format!("${}", placeholders.question_marks);
-                } else {
-                    placeholders.numbered = true;
-                }
-            }
+        Expr::Value(ValueWithSpan { value: Value::Placeholder(name), span }) if name == "?" => {
+            *name = format!("${}", placeholders.number(span.start));
         }
         // `pg_catalog.version()`: the planner knows functions by their bare name.
         Expr::Function(function) => strip_catalog(&mut function.name),
@@ -176,6 +192,7 @@ mod tests {
     fn spellings_of_postgresql_become_those_of_the_planner() {
         let cases = [
             ("select ?, ?", "SELECT $1, $2"),
+            ("select ? from t where a = ? offset ? limit ?", "SELECT $1 FROM t WHERE a = $2 LIMIT $4 OFFSET $3"),
             ("select $2, $1", "SELECT $2, $1"),
             ("select ?, $1", "the statement mixes ? and $1 placeholders; use one kind"),
             ("select pg_catalog.version()", "SELECT version()"),

@@ -239,9 +239,16 @@ impl Settings {
         Ok(())
     }
 
-    /// Sets all back to their defaults.
-    pub fn reset_all(&mut self) {
-        *self = Self::of_user(&self.user);
+    /// Sets one back to what it is in other settings.
+    ///
+    /// # Errors
+    /// As [`Self::reset`].
+    pub fn restore(&mut self, name: &str, from: &Self) -> Result<()> {
+        self.reset(name)?;
+        match from.values.get(&canonical(name)) {
+            Some(value) => self.set(name, value),
+            None => Ok(()),
+        }
     }
 
     /// The value of one, as PostgreSQL shows it.
@@ -380,8 +387,15 @@ mod tests {
         assert_eq!(settings.publication, Some(7));
         assert_eq!(settings.show("session_authorization").expect("known"), "ana");
 
-        settings.reset_all();
-        assert_eq!(settings, Settings::of_user("ana"));
+        let mut other = Settings::of_user("ana");
+        other.set("timezone", "Asia/Tokyo").expect("a setting");
+        for name in ["timezone", "my.own", "search_path"] {
+            settings.restore(name, &other).expect(name);
+        }
+        assert_eq!((settings.time_zone.as_str(), settings.search_path.len()), ("Asia/Tokyo", other.search_path.len()));
+        assert_eq!(settings.show("timezone").expect("known"), "Asia/Tokyo");
+        assert!(settings.show("my.own").is_err(), "it was not set in the others");
+        assert_eq!(settings.publication, Some(7), "nothing else is touched");
     }
 
     #[test]

@@ -324,6 +324,14 @@ async fn settings_take_effect_and_can_be_reset() {
     assert_eq!(value(&client, "select current_schema").await, "bronze");
     client.batch_execute("discard all").await.expect("outside of a transaction");
     assert_eq!(value(&client, "select count(*) from top_songs").await, "3");
+    // What came with the startup message is what a reset goes back to, and what a transaction had for itself ends with it.
+    assert_eq!(value(&client, "show timezone").await, "Asia/Kolkata");
+    client.batch_execute("set timezone to 'UTC'; set timezone to default").await.expect("known");
+    assert_eq!(value(&client, "show timezone").await, "Asia/Kolkata");
+    let local = "begin; set local my.own = 'x'; set local timezone to 'UTC'";
+    client.batch_execute(&format!("{local}; commit")).await.expect("known");
+    assert_eq!(value(&client, "show timezone").await, "Asia/Kolkata");
+    assert_eq!(refusal(&client, "show my.own").await, "42704");
     for (sql, expected) in [
         ("show server_version", "16.6"),
         ("show transaction isolation level", "read committed"),

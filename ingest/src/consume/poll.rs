@@ -347,7 +347,8 @@ fn push(chunk: &mut Records, message: &BorrowedMessage<'_>) {
     chunk.push(&Record {
         partition: message.partition(),
         offset: message.offset(),
-        timestamp_millis: message.timestamp().to_millis(),
+        // One that does not fit the table's microseconds is as good as none, here as in what is read back from the table.
+        timestamp_millis: message.timestamp().to_millis().filter(|millis| millis.checked_mul(1000).is_some()),
         key: message.key(),
         payload: message.payload(),
         headers: headers.as_deref(),

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use arrow::array::{Array as _, AsArray as _};
 use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
 use arrow::record_batch::RecordBatch;
-use lakehouse::{ConsumedRange, Table, TableName, TableVersion, ingest_app_id};
+use futures::TryStreamExt as _;
+use lakehouse::{ConsumedRange, Table, TableName, ingest_app_id};
 
 use super::intake::PartitionStart;
 use super::write::{Bound, Sink};
@@ -143,7 +144,12 @@ async fn recorded_letters(
         return Ok(recorded);
     }
     let head = sink.letters.head().await?;
-    for batch in read_letters(sink, &head).await? {
+    let failed = |source| Error::query(format!("cannot read {}", sink.letters.name()), source);
+    let rows = sink.sessions.context().read_table(head.provider()).map_err(failed)?;
+    let rows = rows.select_columns(&LETTER_COLUMNS).map_err(failed)?;
+    // There may be more letters of all times than memory holds; a handful of them is looked for.
+    let mut batches = rows.execute_stream().await.map_err(failed)?;
+    while let Some(batch) = batches.try_next().await.map_err(failed)? {
         let letters = LetterColumns::of(&batch)?;
         for row in 0..batch.num_rows() {
             let (topic, record, index) = letters.get(row);
@@ -158,12 +164,6 @@ async fn recorded_letters(
 }
 
 const LETTER_COLUMNS: [&str; 7] = ["topic", "partition", "offset", "index", "key", "payload", "_kafka_timestamp"];
-
-async fn read_letters(sink: &Sink, head: &TableVersion) -> Result<Vec<RecordBatch>> {
-    let failed = |source| Error::query(format!("cannot read {}", sink.letters.name()), source);
-    let rows = sink.sessions.context().read_table(head.provider()).map_err(failed)?;
-    rows.select_columns(&LETTER_COLUMNS).map_err(failed)?.collect().await.map_err(failed)
-}
 
 /// The columns of the dead letters that tell which message each one is.
 struct LetterColumns<'a> {

@@ -156,6 +156,7 @@ impl Sink {
         let entry = |range: &ConsumedRange| (ingest_app_id(&self.topic.name, range.partition), range.to);
         commit.transactions = consumed.iter().map(entry).collect();
         let info = IngestInfo {
+            dead_letters: self.letters.name().clone(),
             topic: self.topic.name.clone(),
             cluster_id: self.cluster_id.clone(),
             ranges: consumed.to_vec(),

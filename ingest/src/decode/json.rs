@@ -4,6 +4,7 @@
 //! wrong type, too deep. Of a name that stands in the object twice, the last value counts, as in most JSON readers.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -70,7 +71,6 @@ impl<'a> Visitor<'a> for MessageVisitor<'_, 'a> {
                 Name::Field(index) => index,
                 Name::Unknown(name) => {
                     let value = map.next_value()?;
-                    unknown.retain(|(other, _)| *other != name);
                     unknown.push((name, value));
                     continue;
                 }
@@ -271,9 +271,14 @@ fn wrong_type(field: &FieldSpec, found: &str) -> Poison {
     Poison::new(Reason::WrongType, format!("field \"{}\" holds {found} where {wanted} is expected", field.name))
 }
 
-/// Writes the fields that the topic does not know as one JSON object.
+/// Writes the fields that the topic does not know as one JSON object. Of two with one name the last counts.
 fn rescue(unknown: &[(Cow<'_, str>, &RawValue)], into: &mut String) -> Result<(), Poison> {
-    for (name, value) in unknown {
+    let last: HashMap<&str, usize> =
+        unknown.iter().enumerate().map(|(place, (name, _))| (name.as_ref(), place)).collect();
+    for (place, (name, value)) in unknown.iter().enumerate() {
+        if last[name.as_ref()] != place {
+            continue;
+        }
         if depth(value.get()) >= DEPTH_MAX {
             let error = format!("field \"{name}\" is nested more than {DEPTH_MAX} levels deep");
             return Err(Poison::new(Reason::TooDeep, error));

@@ -22,6 +22,12 @@ impl Pass<'_> {
                 report.held.push(HeldGroup { group: group.to_owned(), because });
                 continue;
             }
+            let unpublished = self.unpublished_inputs(group).await?;
+            if !unpublished.is_empty() {
+                tracing::warn!(group, because = unpublished.join(", "), "the group keeps its last publication");
+                report.held.push(HeldGroup { group: group.to_owned(), because: unpublished });
+                continue;
+            }
             if let Some(publication) = self.publish_group(group).await? {
                 tracing::info!(publication = publication.id, group, "published");
                 report.publications.push(publication);
@@ -39,6 +45,27 @@ impl Pass<'_> {
         let causes: Vec<String> = failed.chain(tests.map(|test| test.test.clone())).collect();
         // Where another group's fault reaches into this one, there is nothing else to name.
         if causes.is_empty() { runs.iter().map(|run| run.model.clone()).collect() } else { causes }
+    }
+
+    /// What selected models have read of other models that were left out: it may be further than what is published, and
+    /// would come to light half, or untested.
+    async fn unpublished_inputs(&self, group: &str) -> Result<Vec<String>> {
+        let project = self.plan.project;
+        let is_selected = |model: &Model| self.plan.selected.contains(&model.name);
+        let mut found = BTreeSet::new();
+        for model in project.models.iter().filter(|model| model.group() == group && is_selected(model)) {
+            for name in &model.inputs {
+                let Some(parent) = project.builder_of(name).filter(|parent| !is_selected(parent)) else { continue };
+                let Some(view) = self.views.get(name) else { continue };
+                let published = self.plan.lake.newest_publication(parent.group()).await?;
+                let last = published.map(|last| last.tables).unwrap_or_default();
+                let read = PinnedTable { table_id: view.base.table_id.clone(), version: view.base.version };
+                if self.is_newer(name, &read, &last).await? {
+                    found.insert(format!("{name} is newer than published: select +{}", model.name));
+                }
+            }
+        }
+        Ok(found.into_iter().collect())
     }
 
     async fn publish_group(&self, group: &str) -> Result<Option<Publication>> {
@@ -80,21 +107,31 @@ impl Pass<'_> {
         last: &BTreeMap<TableName, PinnedTable>,
     ) -> Result<bool> {
         for (name, pin) in models {
-            let Some(published) = last.get(name) else { return Ok(true) };
-            if published.table_id != pin.table_id || published.version > pin.version {
+            if self.is_newer(name, pin, last).await? {
                 return Ok(true);
-            }
-            if published.version < pin.version {
-                let table = self.plan.lake.table(name);
-                match table.changes(Some(published.version), pin.version).await? {
-                    Changes::Appended { files } if files.is_empty() => {}
-                    _ => return Ok(true),
-                }
             }
         }
         // A model that was taken out of the project leaves the publication too.
         let gone = |name: &TableName| self.plan.project.builder_of(name).is_none() && !self.is_input(name);
         Ok(last.keys().any(gone))
+    }
+
+    /// Whether one table has other rows than were last published of it.
+    async fn is_newer(
+        &self,
+        name: &TableName,
+        pin: &PinnedTable,
+        last: &BTreeMap<TableName, PinnedTable>,
+    ) -> Result<bool> {
+        let Some(published) = last.get(name) else { return Ok(true) };
+        if published.table_id != pin.table_id || published.version > pin.version {
+            return Ok(true);
+        }
+        if published.version == pin.version {
+            return Ok(false);
+        }
+        let changes = self.plan.lake.table(name).changes(Some(published.version), pin.version).await?;
+        Ok(!matches!(changes, Changes::Appended { files } if files.is_empty()))
     }
 
     fn is_input(&self, name: &TableName) -> bool {

@@ -145,3 +145,37 @@ async fn without_a_source_the_model_says_what_it_waits_for() {
         group default keeps its last publication, because of spotify_silver
     "#]].assert_eq(&report.to_string());
 }
+
+#[tokio::test]
+async fn a_model_that_names_a_table_which_it_does_not_read_goes_on() {
+    let lake = open(&store()).await;
+    // The planner drops the unused part, so the plan reads one table and the text names two.
+    let text = "{{ config(materialized='incremental') }}\n-- depends_on: {{ ref('top_songs') }}\n\
+                with songs as (select * from {{ ref('top_songs') }}) select event_id from {{ ref('spotify_silver') }}";
+    let named = project(&[("models/gold/events.sql", text)]);
+    for id in 0..3 {
+        append(&lake, &[Event::new(id, 10, 0, i64::from(id))]).await;
+        let report = build(&lake, &named).await;
+        assert!(!report.failed(), "{report}");
+        assert_eq!(head(&lake, "gold.events").await.rows(), Some(u64::from(id) + 1));
+    }
+}
+
+#[tokio::test]
+async fn a_part_of_the_project_is_not_published_on_what_nobody_has_tested() {
+    let lake = open(&store()).await;
+    let project = Project::bundled();
+    append(&lake, &[Event::new(1, 10, 0, 0)]).await;
+    build(&lake, &project).await;
+    let published = newest(&lake).await;
+    append(&lake, &[Event::new(2, 10, 0, 1)]).await;
+    let only = |model: &str| Options { select: vec![model.to_owned()], ..Options::default() };
+    transforms::run(&lake, &project, &only("spotify_silver")).await.expect("it runs");
+    let report = transforms::build(&lake, &project, &only("top_songs")).await.expect("the build runs");
+    let held: Vec<&str> = report.held.iter().flat_map(|group| &group.because).map(String::as_str).collect();
+    assert_eq!(held, ["silver.spotify_silver is newer than published: select +top_songs"]);
+    assert_eq!(newest(&lake).await, published);
+    let report = transforms::build(&lake, &project, &only("+top_songs")).await.expect("the build runs");
+    assert!(report.held.is_empty(), "{report}");
+    assert_ne!(newest(&lake).await, published);
+}
