@@ -191,6 +191,6 @@ def test_no_statement_is_too_long_for_the_stack(served):
         union = " union all ".join(["select 1 as one"] * 1_000)
         assert connection.execute(f"select count(*) from ({union}) as ones").fetchone() == (1_000,)
         for deep in (" + ".join(["1"] * 400_000), " or ".join(["true"] * 100_000), "(" * 10_000 + "1" + ")" * 10_000):
-            with pytest.raises(psycopg.Error, match="operators|deep|recursion|nested"):
+            with pytest.raises(psycopg.Error, match="(?i)operators|recursion|nest|deep"):
                 connection.execute(f"select {deep}")
         assert connection.execute("select 1").fetchone() == (1,)
