@@ -33,7 +33,7 @@ impl Class {
         if let Err(reason) = check_operators(plan) {
             return full(reason);
         }
-        if model.inputs.len() != 1 {
+        if model.inputs.len() > 1 {
             let count = model.inputs.len();
             return full(format!("its text names {count} tables, and only of one can the new rows be told apart"));
         }

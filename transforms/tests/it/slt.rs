@@ -11,6 +11,7 @@ use arrow::compute::{cast, concat_batches};
 use arrow::datatypes::DataType;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use async_trait::async_trait;
+use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::{DFParser, Statement};
 use datafusion::sql::sqlparser::ast::{Insert, Statement as Ast};
 use lakehouse::{DEFAULT_GROUP, Error, ErrorKind, Lake, Result};
@@ -51,7 +52,7 @@ impl Database {
     /// Columns that are not named are null.
     async fn insert(&self, insert: &Insert) -> Result<DBOutput<DefaultColumnType>> {
         let source = insert.source.as_ref().expect("an insert has rows");
-        let rows = self.rows(&source.to_string()).await?;
+        let rows = rows(&self.0.session_factory().context(), &source.to_string()).await?;
         let named: Vec<String> = insert.columns.iter().map(ToString::to_string).collect();
         let fields = bronze_spec().schema;
         for column in &named {
@@ -70,7 +71,10 @@ impl Database {
     }
 
     async fn query(&self, sql: &str) -> Result<DBOutput<DefaultColumnType>> {
-        let rows = self.rows(sql).await?;
+        // What the doors would answer: on the newest publication.
+        let publication = self.0.newest_publication(DEFAULT_GROUP).await?;
+        let session = self.0.session_factory().at_publication(publication.as_ref()).await?;
+        let rows = rows(&session, sql).await?;
         let types = rows.schema().fields().iter().map(|field| column_type(field.data_type())).collect();
         let options = FormatOptions::default().with_null("NULL");
         let columns: Vec<_> = rows
@@ -81,17 +85,14 @@ impl Database {
         let text = |row| columns.iter().map(|column| shown(column.value(row).to_string())).collect();
         Ok(DBOutput::Rows { types, rows: (0..rows.num_rows()).map(text).collect() })
     }
+}
 
-    /// What the doors would answer: on the newest publication.
-    async fn rows(&self, sql: &str) -> Result<RecordBatch> {
-        let publication = self.0.newest_publication(DEFAULT_GROUP).await?;
-        let session = self.0.session_factory().at_publication(publication.as_ref()).await?;
-        let failed = |error| Error::query(format!("`{sql}` failed"), error);
-        let frame = session.sql(sql).await.map_err(failed)?;
-        let schema = Arc::clone(frame.schema().inner());
-        let batches = frame.collect().await.map_err(failed)?;
-        Ok(concat_batches(&schema, &batches).expect("all batches of an answer have its schema"))
-    }
+async fn rows(session: &SessionContext, sql: &str) -> Result<RecordBatch> {
+    let failed = |error| Error::query(format!("`{sql}` failed"), error);
+    let frame = session.sql(sql).await.map_err(failed)?;
+    let schema = Arc::clone(frame.schema().inner());
+    let batches = frame.collect().await.map_err(failed)?;
+    Ok(concat_batches(&schema, &batches).expect("all batches of an answer have its schema"))
 }
 
 /// The insert that a statement is, if it is one.
