@@ -90,28 +90,22 @@ fn is_operator(token: &Token) -> bool {
         | Token::Period
         | Token::LParen
         | Token::RParen
+        | Token::LBrace
+        | Token::RBrace
         | Token::SemiColon
         | Token::Placeholder(_)
         | Token::Number(..)
+        | Token::SingleQuotedString(_)
+        | Token::DoubleQuotedString(_)
+        | Token::DollarQuotedString(_)
+        | Token::NationalStringLiteral(_)
+        | Token::EscapedStringLiteral(_)
+        | Token::UnicodeStringLiteral(_)
+        | Token::HexStringLiteral(_)
         | Token::EOF => false,
-        // Literals apart, what is left are signs.
-        other => !is_literal(other),
+        // What is left are signs.
+        _ => true,
     }
-}
-
-fn is_literal(token: &Token) -> bool {
-    matches!(
-        token,
-        Token::SingleQuotedString(_)
-            | Token::DoubleQuotedString(_)
-            | Token::DollarQuotedString(_)
-            | Token::NationalStringLiteral(_)
-            | Token::EscapedStringLiteral(_)
-            | Token::UnicodeStringLiteral(_)
-            | Token::HexStringLiteral(_)
-            | Token::LBrace
-            | Token::RBrace
-    )
 }
 
 fn check_statement(statement: &Statement) -> Result<()> {
