@@ -47,3 +47,16 @@ need_packages() {
 # stamped FOLDER CONTENT is true when FOLDER was completed by the same CONTENT; stamp says that it now is.
 stamped() { [ -f "$1/.stamp" ] && [ "$(cat "$1/.stamp")" = "$2" ]; }
 stamp() { printf '%s' "$2" >"$1/.stamp"; }
+
+# in_sources COMMAND... runs it in a copy of this clone's sources, one clone at a time.
+#
+# All clones of a user share one target folder, and cargo tells by the times of the files what to compile again: a clone
+# older than the last build would be given that build's program, and a fresh one compiles what nobody changed. The copy
+# stands at one place for all of them, and the time of a file there moves when, and only when, its content does.
+in_sources() (
+    lock sources
+    rsync --recursive --links --perms --checksum --delete --exclude=/.git --filter=':- .gitignore' "$root/" "$cache/sources/"
+    cd "$cache/sources"
+    # Without the lock's descriptor: a process that a test leaves behind must not keep it.
+    "$@" 9>&-
+)

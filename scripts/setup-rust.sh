@@ -8,6 +8,7 @@ have gcc && have g++ && have make || missing+=(build-essential)
 have pkg-config || missing+=(pkg-config)
 have curl || missing+=(curl ca-certificates)
 have git || missing+=(git)
+have rsync || missing+=(rsync)
 [ ${#missing[@]} -eq 0 ] || need_packages "${missing[@]}"
 
 toolchain="$(sed -n 's/^channel = "\(.*\)"/\1/p' "$root/rust-toolchain.toml")"

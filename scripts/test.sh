@@ -10,15 +10,12 @@ stage_structure() {
     scripts/check-versions.sh
 }
 
-stage_lints() { cargo clippy --release --locked --all-targets -- --deny warnings; }
+stage_lints() { in_sources cargo clippy --release --locked --all-targets -- --deny warnings; }
 
 # The tests and the program in one go: one by one, each crate's single-threaded half would leave a core idle.
-stage_build() {
-    cargo build --release --locked --all-targets
-    scripts/build.sh
-}
+stage_build() { scripts/build.sh --all-targets; }
 
-stage_unit() { cargo test --release --locked; }
+stage_unit() { in_sources cargo test --release --locked; }
 
 stage_e2e() {
     scripts/setup-tests.sh
