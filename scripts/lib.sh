@@ -26,7 +26,10 @@ have() { command -v "$1" >/dev/null 2>&1; }
 # Setup steps of two clones may meet in one cache: the second waits, and then finds the work done.
 lock() {
     exec 9>"$cache/$1.lock"
-    flock 9
+    flock --nonblock 9 || {
+        say "waiting for another run that holds $cache/$1.lock"
+        flock 9
+    }
 }
 
 # need_packages NAME... installs Debian packages. The caller has found something missing; this only fetches it.
