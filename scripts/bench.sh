@@ -4,5 +4,5 @@ source "$(dirname "$0")/lib.sh"
 cd "$root"
 
 in_sources cargo build --release --locked --example bare_drain
-exec "$cache/venv/bin/python" bench/bench.py \
+exec "$venv/bin/python" bench/bench.py \
     --bare "$CARGO_TARGET_DIR/release/examples/bare_drain" --kafka "$cache/kafka" ${1:+--events "$1"}

@@ -5,10 +5,12 @@
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-cache="${LAKEBEAT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/lakebeat}"
+cache="$(realpath --canonicalize-missing "${LAKEBEAT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/lakebeat}")"
 mkdir -p "$cache"
 
-export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$cache/target}"
+# Absolute, since cargo does not run where it was called.
+CARGO_TARGET_DIR="$(realpath --canonicalize-missing "${CARGO_TARGET_DIR:-$cache/target}")"
+export CARGO_TARGET_DIR
 # rustup's own installer puts the tools here, and a shell that was open before does not have it in its PATH.
 export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
 
@@ -41,11 +43,20 @@ need_packages() {
         as_root=(sudo)
     fi
     say "installing Debian packages: $*"
-    # An index fetched long ago names versions that the mirrors no longer hold.
-    "${as_root[@]}" apt-get update -qq >&2
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends "$@" >&2 \
-        || fail "apt-get install $* failed"
+    (
+        flock 8
+        # An index fetched long ago names versions that the mirrors no longer hold. Whoever else fetches one at this moment
+        # makes apt-get give up at once.
+        for _ in $(seq 30); do
+            "${as_root[@]}" apt-get update -qq >&2 && break
+            sleep 2
+        done
+        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends "$@" >&2
+    ) 8>"$cache/packages.lock" || fail "apt-get install $* failed"
 }
+
+# One for each list of requirements, since tests of another clone may be running in theirs.
+venv="$cache/venv-$(sha256sum "$root/tests/e2e/requirements.txt" | cut -c1-12)"
 
 # stamped FOLDER CONTENT is true when FOLDER was completed by the same CONTENT; stamp says that it now is.
 stamped() { [ -f "$1/.stamp" ] && [ "$(cat "$1/.stamp")" = "$2" ]; }
@@ -58,7 +69,9 @@ stamp() { printf '%s' "$2" >"$1/.stamp"; }
 # stands at one place for all of them, and the time of a file there moves when, and only when, its content does.
 in_sources() (
     lock sources
-    rsync --recursive --links --perms --checksum --delete --exclude=/.git --filter=':- .gitignore' "$root/" "$cache/sources/"
+    # Of a cache inside the clone nothing is copied: the path is looked for from the clone on.
+    rsync --recursive --links --perms --checksum --delete --exclude=/.git --exclude="${cache#"$root"}" --filter=':- .gitignore' \
+        "$root/" "$cache/sources/"
     cd "$cache/sources"
     # Without the lock's descriptor: a process that a test leaves behind must not keep it.
     "$@" 9>&-

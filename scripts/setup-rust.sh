@@ -2,6 +2,7 @@
 # What the program itself is built with: a C tool chain (librdkafka, SQLite, zstd and the TLS library are compiled from
 # their sources) and the Rust tool chain that rust-toolchain.toml pins. Nothing else is needed for `make up`.
 source "$(dirname "$0")/lib.sh"
+lock rust
 
 missing=()
 have gcc && have g++ && have make || missing+=(build-essential)

@@ -21,7 +21,7 @@ stage_e2e() {
     scripts/setup-tests.sh
     # PYTEST_ADDOPTS picks some: PYTEST_ADDOPTS='-k doors' make test STAGES=e2e
     # A file's tests stay together and in order: some look back at what the ones before them did.
-    "$cache/venv/bin/python" -m pytest --numprocesses=2 --dist=loadfile tests/e2e
+    "$venv/bin/python" -m pytest --numprocesses=2 --dist=loadfile tests/e2e
 }
 
 stages=("$@")

@@ -88,6 +88,9 @@ pub(crate) struct Broker {
     /// Port to listen on [default: 9092]
     #[arg(long, value_name = "PORT")]
     pub(crate) kafka_port: Option<String>,
+    /// Let other machines in without login and encryption
+    #[arg(long)]
+    pub(crate) insecure: bool,
 }
 
 /// Where the events are.

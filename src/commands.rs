@@ -49,6 +49,7 @@ async fn up(up: cli::Up, settings: &Settings) -> anyhow::Result<()> {
 }
 
 async fn broker(settings: &Settings) -> anyhow::Result<()> {
+    pipeline::check_exposure(&settings.ports, settings.ports.kafka)?;
     let (ready, started) = oneshot::channel();
     let token = stop::on_signal()?;
     let running = broker::run(pipeline::broker_options(settings), Arc::new(SystemClock), ready, token);

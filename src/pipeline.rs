@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use flight_server::console::IngestNow;
 use ingest::{broker, consume, kafka, simulate};
 use lakehouse::{Cleaner, Lake, SessionOptions, SystemClock};
 use tokio::net::TcpListener;
@@ -51,7 +52,7 @@ type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
 pub(crate) async fn up(settings: &Settings, parts: Parts, stop: CancellationToken) -> anyhow::Result<()> {
     // Ports first: a taken one must not leave half a pipeline behind.
     let listeners = bind_doors(&settings.ports).await?;
-    let lake = open_lake(settings).await?;
+    let Some(lake) = stop.run_until_cancelled(open_lake(settings)).await.transpose()? else { return Ok(()) };
     // The broker outlives what reads from it, so that ingest can commit its last batch.
     let (work, broker_stop) = (stop.child_token(), CancellationToken::new());
     let mut tasks = Tasks::new();
@@ -59,7 +60,10 @@ pub(crate) async fn up(settings: &Settings, parts: Parts, stop: CancellationToke
         Some(brokers) => brokers.clone(),
         None => start_broker(settings, &mut tasks, broker_stop.clone()).await?,
     };
-    kafka::ensure_topic(&brokers, &settings.topic, &settings.kafka_properties).await?;
+    let topic_made = kafka::ensure_topic(&brokers, &settings.topic, &settings.kafka_properties);
+    let Some(()) = stop.run_until_cancelled(topic_made).await.transpose()? else {
+        return supervise(tasks, work, broker_stop).await;
+    };
 
     let addresses = Addresses {
         kafka: brokers.clone(),
@@ -74,7 +78,9 @@ pub(crate) async fn up(settings: &Settings, parts: Parts, stop: CancellationToke
     }
     start_ingest(settings, &lake, &brokers, progress, &mut tasks, work.clone());
     start_transforms(settings, &lake, parts.project, &mut tasks, work.clone());
-    start_doors(settings, &lake, listeners, &mut tasks, work.clone());
+    let known = relay(shown.clone(), settings.topic.name.clone(), &mut tasks, work.clone());
+    let doors = flight_server::Options { ingest: Some(known), ..door_options(settings) };
+    start_doors(&lake, listeners, doors, &mut tasks, work.clone());
     start_cleaner(&lake, &mut tasks, work.clone());
     status::banner(&addresses);
     tasks.spawn(named("status", status::show(lake.clone(), shown, work.clone())));
@@ -100,13 +106,14 @@ async fn supervise(mut tasks: Tasks, work: CancellationToken, broker_stop: Cance
     work.cancel();
     tracing::info!("draining");
     let drained = tokio::time::timeout(DRAIN_MAX, async {
-        while let Some(ended) = tasks.join_next().await {
-            if let Err(error) = outcome(ended) {
-                first_error.get_or_insert(error);
-            }
+        loop {
             // Only the broker is left: nobody reads from it any more.
             if tasks.len() <= 1 {
                 broker_stop.cancel();
+            }
+            let Some(ended) = tasks.join_next().await else { break };
+            if let Err(error) = outcome(ended) {
+                first_error.get_or_insert(error);
             }
         }
     });
@@ -219,14 +226,38 @@ pub(crate) fn transform_options(settings: &Settings) -> transforms::Options {
     options
 }
 
+/// Tells the doors what ingest knows, in their own words.
+fn relay(
+    mut progress: watch::Receiver<consume::Progress>,
+    topic: String,
+    tasks: &mut Tasks,
+    stop: CancellationToken,
+) -> watch::Receiver<IngestNow> {
+    let (known, told) = watch::channel(IngestNow::default());
+    tasks.spawn(named("telling the doors", async move {
+        // Ingest that has ended has nothing more to tell.
+        while let Some(Ok(())) = stop.run_until_cancelled(progress.changed()).await {
+            let progress = progress.borrow_and_update();
+            let ends = progress.partitions.iter().map(|(&partition, at)| (partition, at.end_offset));
+            known.send_replace(IngestNow {
+                topic: topic.clone(),
+                end_offsets: ends.collect(),
+                waiting_for: progress.waiting_for.clone(),
+            });
+        }
+        Ok(())
+    }));
+    told
+}
+
 fn start_doors(
-    settings: &Settings,
     lake: &Lake,
     listeners: flight_server::Listeners,
+    options: flight_server::Options,
     tasks: &mut Tasks,
     stop: CancellationToken,
 ) {
-    let (lake, options) = (lake.clone(), door_options(settings));
+    let lake = lake.clone();
     tasks.spawn(named("the doors", async move { Ok(flight_server::serve(lake, listeners, options, stop).await?) }));
 }
 
@@ -261,8 +292,14 @@ fn start_cleaner(lake: &Lake, tasks: &mut Tasks, stop: CancellationToken) {
     }));
 }
 
+/// Refuses to listen where other machines can reach us, unless somebody said that they may. Before anything is opened.
+pub(crate) fn check_exposure(ports: &Ports, port: u16) -> anyhow::Result<()> {
+    Ok(flight_server::check_exposure(SocketAddr::new(ports.listen, port), ports.exposure)?)
+}
+
 /// Binds the three doors.
 pub(crate) async fn bind_doors(ports: &Ports) -> anyhow::Result<flight_server::Listeners> {
+    check_exposure(ports, ports.flight)?;
     Ok(flight_server::Listeners {
         flight: bind(ports, ports.flight, "--flight-port").await?,
         postgres: bind(ports, ports.postgres, "--postgres-port").await?,

@@ -39,8 +39,9 @@ const FLUSH_BYTES: Setting = Setting { key: "ingest.flush_bytes", variables: &["
 const MEMORY_BYTES: Setting = Setting { key: "query.memory_bytes", variables: &["LAKEBEAT_QUERY_MEMORY_BYTES"] };
 const TIMEOUT_SECONDS: Setting =
     Setting { key: "query.timeout_seconds", variables: &["LAKEBEAT_QUERY_TIMEOUT_SECONDS"] };
-const MINIO_ENDPOINT: Setting =
-    Setting { key: "s3.endpoint", variables: &["LAKEBEAT_S3_ENDPOINT", "MINIO_ENDPOINT", "AWS_ENDPOINT_URL"] };
+const MINIO_ENDPOINT: Setting = Setting { key: "s3.endpoint", variables: &["LAKEBEAT_S3_ENDPOINT", "MINIO_ENDPOINT"] };
+/// Often set for other programs: it says where an S3 lake is, not that the lake is there.
+const AWS_ENDPOINT: Setting = Setting { key: "s3.endpoint", variables: &["AWS_ENDPOINT_URL"] };
 const MINIO_ACCESS_KEY: Setting =
     Setting { key: "s3.access_key", variables: &["LAKEBEAT_S3_ACCESS_KEY", "MINIO_ACCESS_KEY", "AWS_ACCESS_KEY_ID"] };
 const MINIO_SECRET_KEY: Setting = Setting {
@@ -75,6 +76,7 @@ const ALL: &[&Setting] = &[
     &MEMORY_BYTES,
     &TIMEOUT_SECONDS,
     &MINIO_ENDPOINT,
+    &AWS_ENDPOINT,
     &MINIO_ACCESS_KEY,
     &MINIO_SECRET_KEY,
     &MINIO_BUCKET,
@@ -177,6 +179,7 @@ struct CommandFlags<'a> {
     group: Option<&'a String>,
     rate: Option<&'a String>,
     users: Option<&'a String>,
+    insecure: bool,
 }
 
 impl<'a> CommandFlags<'a> {
@@ -186,10 +189,13 @@ impl<'a> CommandFlags<'a> {
                 kafka: Some(&up.kafka),
                 doors: Some(&up.doors),
                 kafka_port: up.kafka_port.as_ref(),
+                insecure: up.doors.insecure,
                 rate: up.rate.as_ref(),
                 ..Self::default()
             },
-            Command::Broker(broker) => Self { kafka_port: broker.kafka_port.as_ref(), ..Self::default() },
+            Command::Broker(broker) => {
+                Self { kafka_port: broker.kafka_port.as_ref(), insecure: broker.insecure, ..Self::default() }
+            }
             Command::Simulate(simulate) => Self {
                 kafka: Some(&simulate.kafka),
                 rate: simulate.rate.as_ref(),
@@ -199,11 +205,12 @@ impl<'a> CommandFlags<'a> {
             Command::Ingest(ingest) => {
                 Self { kafka: Some(&ingest.kafka), group: ingest.group.as_ref(), ..Self::default() }
             }
-            Command::Serve(doors) => Self { doors: Some(doors), ..Self::default() },
+            Command::Serve(doors) => Self { doors: Some(doors), insecure: doors.insecure, ..Self::default() },
             Command::Doctor(doctor) => Self {
                 kafka: Some(&doctor.kafka),
                 doors: Some(&doctor.doors),
                 kafka_port: doctor.kafka_port.as_ref(),
+                insecure: doctor.doors.insecure,
                 ..Self::default()
             },
             _ => Self::default(),
@@ -256,7 +263,7 @@ fn s3_settings(layers: &Layers, endpoint: Option<String>) -> anyhow::Result<BTre
     set("aws_secret_access_key", layers.pick(none, &MINIO_SECRET_KEY)?);
     set("aws_session_token", layers.pick(none, &S3_TOKEN)?);
     set("aws_region", layers.pick(none, &S3_REGION)?.or_else(|| Some("us-east-1".to_owned())));
-    if let Some(endpoint) = endpoint {
+    if let Some(endpoint) = endpoint.map_or_else(|| layers.pick(none, &AWS_ENDPOINT), |own| Ok(Some(own)))? {
         let endpoint = if endpoint.contains("://") { endpoint } else { format!("http://{endpoint}") };
         set("aws_allow_http", endpoint.starts_with("http://").then(|| "true".to_owned()));
         set("aws_virtual_hosted_style_request", Some("false".to_owned()));
@@ -292,9 +299,10 @@ fn ports(layers: &Layers, flags: &CommandFlags<'_>) -> anyhow::Result<Ports> {
         flight: pick("--flight-port", doors.and_then(|doors| doors.flight_port.as_ref()), &FLIGHT_PORT, 31337)?,
         postgres: pick("--postgres-port", doors.and_then(|doors| doors.postgres_port.as_ref()), &POSTGRES_PORT, 5433)?,
         console: pick("--console-port", doors.and_then(|doors| doors.console_port.as_ref()), &CONSOLE_PORT, 8080)?,
-        exposure: match doors {
-            Some(doors) if doors.insecure => flight_server::Exposure::Insecure,
-            _ => flight_server::Exposure::LoopbackOnly,
+        exposure: if flags.insecure {
+            flight_server::Exposure::Insecure
+        } else {
+            flight_server::Exposure::LoopbackOnly
         },
     })
 }
@@ -303,7 +311,10 @@ fn ports(layers: &Layers, flags: &CommandFlags<'_>) -> anyhow::Result<Ports> {
 fn rate(layers: &Layers, flag: Option<&String>) -> anyhow::Result<f64> {
     let interval: Option<f64> = layers.pick(("", None), &INTERVAL)?;
     let rate: Option<f64> = layers.pick(("--rate", flag), &RATE)?;
-    let rate = rate.or(interval.filter(|seconds| *seconds > 0.0).map(|seconds| 1.0 / seconds)).unwrap_or(20.0);
+    let of_interval = interval.filter(|seconds| *seconds > 0.0).map(|seconds| 1.0 / seconds);
+    // The environment goes before the file, whichever of the two it names.
+    let named_nearer = flag.is_some() || layers.is_in_environment(&RATE) || !layers.is_in_environment(&INTERVAL);
+    let rate = if named_nearer { rate.or(of_interval) } else { of_interval.or(rate) }.unwrap_or(20.0);
     if rate.is_finite() && rate >= 0.0 {
         return Ok(rate);
     }

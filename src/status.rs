@@ -1,6 +1,6 @@
 //! What `up` shows: a banner with every address, and how things go: a live line on a terminal, log lines otherwise.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{IsTerminal as _, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -8,11 +8,15 @@ use ingest::consume::Progress;
 use lakehouse::{DEFAULT_GROUP, Lake};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tracing_subscriber::fmt::MakeWriter;
 
 /// The live line is drawn anew after this.
 const LINE_INTERVAL: Duration = Duration::from_secs(1);
 /// A log line comes after this.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Back to the first column, and nothing on the line.
+const WIPE_LINE: &str = "\r\x1b[2K";
 
 /// Where everything can be reached.
 #[derive(Debug, Clone)]
@@ -36,7 +40,7 @@ pub(crate) fn banner(addresses: &Addresses) {
          c.execute('select * from gold.top_songs'); print(c.fetch_arrow_table())\"\
          \n  Kafka       {kafka}\
          \n  lake        {lake}\
-         \n  here        bin/lakebeat sql 'select * from gold.top_songs'\n",
+         \n  here        bin/lakebeat sql --lake '{lake}' 'select * from gold.top_songs'\n",
         version = env!("CARGO_PKG_VERSION"),
         pg_host = postgres.ip(),
         pg_port = postgres.port(),
@@ -57,7 +61,12 @@ pub(crate) async fn show(
     ticks.tick().await;
     loop {
         tokio::select! {
-            () = token.cancelled() => return Ok(()),
+            () = token.cancelled() => {
+                if live {
+                    let _ = write!(std::io::stderr(), "{WIPE_LINE}");
+                }
+                return Ok(());
+            }
             _ = ticks.tick() => {}
         }
         let now = progress.borrow().clone();
@@ -77,6 +86,30 @@ pub(crate) async fn show(
     }
 }
 
+/// Where log lines go: stderr, after wiping the live line off a terminal. The next tick draws it again, below them.
+pub(crate) fn log_writer() -> impl for<'a> MakeWriter<'a> + 'static {
+    let wipe = if std::io::stderr().is_terminal() { WIPE_LINE } else { "" };
+    move || WipedFirst { wipe, stderr: std::io::stderr() }
+}
+
+struct WipedFirst {
+    wipe: &'static str,
+    stderr: std::io::Stderr,
+}
+
+impl Write for WipedFirst {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        let mut stderr = self.stderr.lock();
+        stderr.write_all(self.wipe.as_bytes())?;
+        stderr.write_all(line)?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.stderr.flush()
+    }
+}
+
 fn draw(now: &Progress, gold: &str) {
     let waiting = now.waiting_for.as_ref().map_or_else(String::new, |what| format!(" · waiting for {what}"));
     let line = format!(
@@ -84,7 +117,7 @@ fn draw(now: &Progress, gold: &str) {
         now.events_per_second, now.events, now.lag, now.dead_letters
     );
     let mut stderr = std::io::stderr();
-    let _ = write!(stderr, "\r\x1b[2K{line}").and_then(|()| stderr.flush());
+    let _ = write!(stderr, "{WIPE_LINE}{line}").and_then(|()| stderr.flush());
 }
 
 /// How long ago the newest publication was made, and its number.

@@ -92,6 +92,9 @@ function showDashboard(dashboard) {
 
 function showIngest(ingest, now) {
   text("ingest-lag", ingest.partitions.length ? count(ingest.lag) : "–");
+  const waiting = element("ingest-waiting");
+  waiting.hidden = !ingest.waiting_for;
+  waiting.textContent = ingest.waiting_for ? `waiting for ${ingest.waiting_for}` : "";
   text("ingest-rows", count(ingest.rows));
   text("dead-letters", count(ingest.dead_letters));
   const consumed = ingest.partitions.reduce((sum, partition) => sum + partition.next_offset, 0);

@@ -18,6 +18,7 @@ mod metrics;
 mod page;
 mod status;
 
+use std::collections::BTreeMap;
 use std::future::IntoFuture;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use connect::{Snippet, snippets};
@@ -51,6 +53,17 @@ pub struct Addresses {
     pub console: SocketAddr,
 }
 
+/// What the ingest of the same process knows that is not in the lake yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IngestNow {
+    /// The topic that it reads.
+    pub topic: String,
+    /// The end of each of its partitions.
+    pub end_offsets: BTreeMap<i32, i64>,
+    /// What keeps it from going on, while something does.
+    pub waiting_for: Option<String>,
+}
+
 /// What all requests share.
 #[derive(Clone)]
 pub struct State {
@@ -61,23 +74,33 @@ struct Shared {
     engine: QueryEngine,
     addresses: Addresses,
     host_check: HostCheck,
+    ingest: Option<watch::Receiver<IngestNow>>,
     status: status::Cache,
     dashboard: dashboard::Cache,
 }
 
 impl State {
-    /// A console over this query path. On a loopback address it answers to names of this machine alone.
-    pub fn new(engine: QueryEngine, addresses: Addresses) -> Self {
+    /// A console over this query path. On a loopback address it answers to names of this machine alone. Without an `ingest`
+    /// in the same process, lag is what the last commits recorded.
+    pub fn new(engine: QueryEngine, addresses: Addresses, ingest: Option<watch::Receiver<IngestNow>>) -> Self {
         let is_loopback = addresses.console.ip().is_loopback();
         let host_check = if is_loopback { HostCheck::LoopbackNames } else { HostCheck::AnyName };
         let shared = Shared {
             engine,
             addresses,
             host_check,
+            ingest,
             status: status::Cache::default(),
             dashboard: dashboard::Cache::default(),
         };
         Self { shared: Arc::new(shared) }
+    }
+}
+
+impl Shared {
+    async fn status(&self) -> Result<Arc<status::Status>> {
+        let ingest = self.ingest.as_ref().map(|ingest| ingest.borrow().clone());
+        self.status.newest(self.engine.lake(), &self.addresses, ingest).await
     }
 }
 

@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 
 use lakehouse::Lake;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -44,11 +45,13 @@ pub struct Options {
     pub exposure: Exposure,
     /// Connections at once on one door. The next one is told that there are too many.
     pub connections_max: usize,
+    /// What the ingest of the same process knows, if there is one.
+    pub ingest: Option<watch::Receiver<console::IngestNow>>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { limits: Limits::default(), exposure: Exposure::default(), connections_max: 1_000 }
+        Self { limits: Limits::default(), exposure: Exposure::default(), connections_max: 1_000, ingest: None }
     }
 }
 
@@ -83,7 +86,8 @@ pub async fn serve(lake: Lake, listeners: Listeners, options: Options, token: Ca
     let flight_options = flight::Options { connections_max: options.connections_max, ..flight::Options::default() };
     doors.spawn(flight::serve(listeners.flight, engine.clone(), flight_options, token.clone()));
     doors.spawn(postgres::serve(listeners.postgres, engine.clone(), options.clone(), token.clone()));
-    doors.spawn(console::serve(listeners.console, console::State::new(engine, addresses), token.clone()));
+    let state = console::State::new(engine, addresses, options.ingest);
+    doors.spawn(console::serve(listeners.console, state, token.clone()));
 
     let mut first_error = None;
     while let Some(ended) = doors.join_next().await {
@@ -109,8 +113,8 @@ pub fn check_exposure(address: SocketAddr, exposure: Exposure) -> Result<()> {
     Err(Error::new(
         Kind::BadConfig,
         format!(
-            "{address} can be reached from other machines, and the doors ask for no login: listen on 127.0.0.1, or say \
-             --insecure if everybody who can reach it may read the lake"
+            "{address} can be reached from other machines, and what listens there asks for no login: listen on 127.0.0.1, or \
+             say --insecure if everybody who can reach it may use it"
         ),
     ))
 }

@@ -156,6 +156,22 @@ pub struct Summary {
     pub next_offsets: BTreeMap<i32, i64>,
 }
 
+impl Summary {
+    /// Of a run that was cancelled before it had begun.
+    fn nothing_done() -> Self {
+        Self {
+            ended: Ended::Cancelled,
+            rows: 0,
+            dead_letters: 0,
+            holes: 0,
+            commits: 0,
+            repeats: 0,
+            lost: 0,
+            next_offsets: BTreeMap::new(),
+        }
+    }
+}
+
 /// Why a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -180,8 +196,14 @@ pub async fn run(
     options.check()?;
     let probe = Arc::new(Probe::new(&options.brokers, &options.properties)?);
     let (asked, topic) = (probe.clone(), options.topic.name.clone());
-    let (partitions, cluster_id) = kafka::blocking(move || Ok((asked.partitions(&topic)?, asked.cluster_id()))).await?;
-    let sink = write::Sink::open(lake, &options.topic, cluster_id).await?;
+    let opening = async {
+        let (partitions, cluster_id) =
+            kafka::blocking(move || Ok((asked.partitions(&topic)?, asked.cluster_id()))).await?;
+        Ok((partitions, write::Sink::open(lake, &options.topic, cluster_id).await?))
+    };
+    let Some((partitions, sink)) = token.run_until_cancelled(opening).await.transpose()? else {
+        return Ok(Summary::nothing_done());
+    };
     let consuming = running::Consuming::start(options, sink, probe, progress)?;
     consuming.run(partitions, token).await
 }

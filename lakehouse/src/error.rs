@@ -61,7 +61,12 @@ impl Error {
 
     /// Wraps an error of the object store; `doing` says what was being done to which path.
     pub(crate) fn store(doing: impl Into<String>, source: object_store::Error) -> Self {
-        Self::with_source(store_kind(&source), doing, source)
+        let kind = store_kind(&source);
+        let mut message = doing.into();
+        if kind == ErrorKind::BadConfig {
+            message += " (give this user the right to it, or name another lake with --lake)";
+        }
+        Self::with_source(kind, message, source)
     }
 
     /// Wraps an error of the Delta libraries.
@@ -86,7 +91,7 @@ impl Error {
         let kind = match source.find_root() {
             DataFusionError::ObjectStore(error) => store_kind(error),
             DataFusionError::ResourcesExhausted(_) => ErrorKind::Unavailable,
-            DataFusionError::IoError(error) if is_storage_full(error) => ErrorKind::StorageFull,
+            DataFusionError::IoError(error) => io_kind(error).unwrap_or_else(|| kind_beneath(error)),
             root => kind_beneath(root),
         };
         Self::with_source(kind, doing, source)
@@ -109,12 +114,12 @@ impl StdError for Error {
     }
 }
 
-/// What an object store's error means for the caller. A full disk hides two levels down in an I/O error.
+/// What an object store's error means for the caller. What a disk says hides two levels down in an I/O error.
 pub(crate) fn store_kind(error: &object_store::Error) -> ErrorKind {
     let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(current) = cause {
-        if current.downcast_ref::<std::io::Error>().is_some_and(is_storage_full) {
-            return ErrorKind::StorageFull;
+        if let Some(kind) = current.downcast_ref::<std::io::Error>().and_then(io_kind) {
+            return kind;
         }
         cause = current.source();
     }
@@ -145,13 +150,41 @@ fn kernel_kind(error: &KernelError) -> ErrorKind {
     match error {
         KernelError::Backtraced { source, .. } => kernel_kind(source),
         KernelError::ObjectStore(source) => store_kind(source),
-        KernelError::IOError(source) if is_storage_full(source) => ErrorKind::StorageFull,
-        KernelError::IOError(_) => ErrorKind::Unavailable,
+        KernelError::IOError(source) => io_kind(source).unwrap_or(ErrorKind::Unavailable),
         KernelError::GenericError { source } => kind_beneath(source.as_ref()),
         _ => ErrorKind::BadData,
     }
 }
 
-fn is_storage_full(error: &std::io::Error) -> bool {
-    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+/// What an error of the disk means, if trying again would not help.
+fn io_kind(error: &std::io::Error) -> Option<ErrorKind> {
+    use std::io::ErrorKind as Io;
+    match error.kind() {
+        Io::StorageFull | Io::QuotaExceeded => Some(ErrorKind::StorageFull),
+        Io::PermissionDenied | Io::ReadOnlyFilesystem => Some(ErrorKind::BadConfig),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn what_a_disk_says_is_told_from_a_store_that_is_away() {
+        for (said, kind) in [
+            (io::ErrorKind::StorageFull, ErrorKind::StorageFull),
+            (io::ErrorKind::PermissionDenied, ErrorKind::BadConfig),
+            (io::ErrorKind::ReadOnlyFilesystem, ErrorKind::BadConfig),
+            (io::ErrorKind::TimedOut, ErrorKind::Unavailable),
+        ] {
+            let beneath =
+                object_store::Error::Generic { store: "LocalFileSystem", source: io::Error::from(said).into() };
+            let error = Error::store("cannot write gold/t", beneath);
+            assert_eq!(error.kind(), kind, "{error}");
+            assert_eq!(error.to_string().contains("--lake"), kind == ErrorKind::BadConfig, "{error}");
+        }
+    }
 }

@@ -295,7 +295,8 @@ fn settle(table: &TableName, account: &Account, report: &mut VerifyReport) {
         }
         let ledger = account.ledger.get(&ingest_app_id(topic, *partition)).copied();
         if ledger != Some(last.range.to) {
-            fault(format!("the ledger stands at {ledger:?}, but the last range ends at {}", last.range.to));
+            let stands = ledger.map_or_else(|| "has no entry".to_owned(), |offset| format!("stands at {offset}"));
+            fault(format!("the ledger {stands}, but the last range ends at {}", last.range.to));
         }
         for recorded in ranges {
             for what in recorded.differences() {

@@ -77,6 +77,13 @@ impl Layers {
         }
     }
 
+    /// Whether the environment or `.env` sets it.
+    pub(crate) fn is_in_environment(&self, setting: &Setting) -> bool {
+        let layers = [&self.environment, &self.dotenv];
+        let is_set = |name: &&str| layers.iter().any(|layer| layer.get(*name).is_some_and(|value| !value.is_empty()));
+        setting.variables.iter().any(is_set)
+    }
+
     /// A value of the settings file, by `section.key`.
     pub(crate) fn in_file(&self, key: &str) -> Option<&Value> {
         let mut parts = key.split('.');
@@ -181,6 +188,14 @@ mod tests {
         assert_eq!(pick(layers(&[("LAKEBEAT_KAFKA_PORT", ""), ("OLD_PORT", "3")], &[], file), none), Some(3));
         let flag = "5".to_owned();
         assert_eq!(pick(layers(&[("OLD_PORT", "3")], &[], file), ("--kafka-port", Some(&flag))), Some(5));
+    }
+
+    #[test]
+    fn the_environment_is_told_from_the_file() {
+        let file = "[ports]\nkafka = 1";
+        assert!(!layers(&[("OLD_PORT", "")], &[], file).is_in_environment(&PORT));
+        assert!(layers(&[], &[("OLD_PORT", "2")], file).is_in_environment(&PORT));
+        assert!(layers(&[("LAKEBEAT_KAFKA_PORT", "3")], &[], "").is_in_environment(&PORT));
     }
 
     #[test]

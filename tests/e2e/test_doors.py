@@ -1,18 +1,25 @@
-"""ADBC Flight SQL, psycopg and psql ask the dashboard's queries and agree, with one another and with `lakebeat sql`."""
+"""ADBC Flight SQL, psycopg and psql ask the dashboard's queries and agree, with one another and with `lakebeat sql`.
+
+The commands that tell people about a lake are tried here too, on the same `up`.
+"""
 
 import csv
 import io
+import re
 import subprocess
 from datetime import UTC, date, datetime
 
 import adbc_driver_flightsql.dbapi
+import polars
 import psycopg
 import pytest
+from deltalake import DeltaTable
 
 from expected import Tables
 from lake import Lake, wait_settled
 from messages import produced, simulate
-from program import FLIGHT, POSTGRES, Up, environment
+from program import DOORS, FLIGHT, POSTGRES, TOPIC, Up, environment, run
+from waiting import wait_for
 
 QUERIES = {
     "totals": """
@@ -194,3 +201,103 @@ def test_no_statement_is_too_long_for_the_stack(served):
             with pytest.raises(psycopg.Error, match="(?i)operators|recursion|nest|deep"):
                 connection.execute(f"select {deep}")
         assert connection.execute("select 1").fetchone() == (1,)
+
+
+# What people read at the command line.
+
+
+def printed(up, *args):
+    """The rows of a table for people, header first, as lists of their cells."""
+    ended = up.command(*args)
+    assert ended.status == 0, ended
+    return [re.split(" {2,}", line) for line in ended.out.splitlines()]
+
+
+def newest_version(up, table):
+    return DeltaTable(str(Lake(up.lake).path(table))).version()
+
+
+def test_doctor_beside_a_running_up(served):
+    """All is well: the doors' ports are taken, by that very `up`, and that is no fault."""
+    up, _ = served
+    flags = [part for door in DOORS for part in (f"--{door}-port", up.ports[door])]
+    header, *rows = printed(up, "doctor", "--brokers", up.brokers, *flags)
+    assert header == ["state", "what", "detail"]
+    found = {what: (state, detail) for state, what, detail in rows}
+    tables = len(list(up.lake.glob("*/*/_delta_log")))
+    assert found.pop("settings") == ("ok", "understood")
+    assert found.pop(f"lake file://{up.lake}/") == ("ok", f"{tables} tables")
+    assert found.pop(f"broker {up.brokers}") == ("ok", f"1 brokers, topic {TOPIC} is there")
+    for door in DOORS:
+        state, detail = found.pop(f"port {up.ports[door]}")
+        assert state == "note" and f"--{door}-port" in detail
+    assert not found
+
+
+def test_publications_for_people(served):
+    """The newest one names versions at which the tables hold what the messages say."""
+    up, tables = served
+    # The source is named too, as far as the models have read it; dead letters are read by no model.
+    expected = {name: rows.total() for name, rows in tables.named().items() if name != "bronze.dead_letters"}
+
+    def published():
+        header, *rows = printed(up, "publication", "ls")
+        assert header == ["publication", "group", "time", "tables"]
+        ids = [int(row[0]) for row in rows]
+        assert ids == sorted(set(ids), reverse=True)
+        return dict(pinned.split("@") for pinned in rows[0][3].split())
+
+    def rows_at(table, version):
+        return polars.read_delta(str(Lake(up.lake).path(table)), version=int(version)).height
+
+    # A build is published a moment after its tables are committed.
+    wait_for(
+        f"a publication of {expected}",
+        lambda: {table: rows_at(table, version) for table, version in published().items()} == expected,
+        seconds=20,
+        alive=up,
+    )
+
+
+def test_history_for_people(served):
+    """Each commit of bronze once, newest first; together they added all rows and consumed all offsets."""
+    up, tables = served
+    header, *commits = printed(up, "table", "history", "bronze.spotify_events", "--limit", 1_000)
+    assert header == ["version", "time", "operation", "files", "rows added", "ledger"]
+    versions = [int(commit[0]) for commit in commits]
+    assert versions == list(range(newest_version(up, "bronze.spotify_events"), -1, -1))
+    assert sum(int(commit[4]) for commit in commits) == tables.bronze.total()
+
+    ledger = {}
+    for commit in reversed(commits):
+        # The commit that makes the table has no ledger.
+        ledger.update(entry.split("=") for entry in " ".join(commit[5:]).split())
+    following = {}
+    for partition, offset, *_ in tables.bronze | tables.letters:
+        entry = f"ingest/{TOPIC}/{partition}"
+        following[entry] = max(following.get(entry, 0), offset + 1)
+    assert {entry: int(offset) for entry, offset in ledger.items()} == following
+
+
+def test_explain_for_people(served, tmp_path):
+    up, _ = served
+
+    def explained():
+        ended = up.command("transform", "explain")
+        assert ended.status == 0, ended
+        return ended.out
+
+    # A build moves what its models have read a moment after their rows can be seen.
+    wait_for("nothing is left to build", lambda: explained().count("\n  next: nothing: ") == 4, seconds=20, alive=up)
+    bronze = newest_version(up, "bronze.spotify_events")
+    silver, *gold = re.split(r"\n(?=\S)", explained())
+    assert silver.splitlines()[:2] == [
+        "silver.spotify_silver: keyed merge",
+        f"  bronze.spotify_events: read up to version {bronze}, newest is {bronze}",
+    ]
+    assert sorted(model.splitlines()[0] for model in gold) == [
+        f"gold.{name}: full (it is materialized as table)" for name in ("listening_by_minute", "top_songs", "user_engagement")
+    ]
+
+    ended = run("transform", "explain", "--select", "spotify_silver", cwd=tmp_path)
+    assert ended.status == 0 and "bronze.spotify_events, which it reads, is not ingested yet" in ended.out, ended

@@ -60,8 +60,8 @@ def test_the_page_follows_the_events(up, page, tmp_path, seed):
     page.screenshot(path=tmp_path / "first.png", full_page=True)
 
     # Nobody reloads it.
-    log, _ = simulate(up.brokers, tmp_path, 1_500, seed + 1)
-    second = produced(up.brokers, log)
+    more, _ = simulate(up.brokers, tmp_path, 1_500, seed + 1)
+    second = produced(up.brokers, log + more)
     wait_settled(Lake(up.lake), second, alive=up)
     tables = Tables(second)
     assert totals_of(tables) != shown

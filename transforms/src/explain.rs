@@ -10,7 +10,7 @@ use crate::class::Class;
 use crate::compile::{Compiled, Model};
 use crate::config::Materialization;
 use crate::error::Result;
-use crate::refresh::{self, DecisionKind, Planned};
+use crate::refresh::{self, DecisionKind, Planned, RefreshMode};
 use crate::view::View;
 
 /// One line of `ls`.
@@ -88,7 +88,7 @@ impl ModelListing {
 }
 
 /// Explains a model by the newest versions of what it reads.
-pub(crate) async fn explain(lake: &Lake, project: &Compiled, model: &Model) -> Result<Explanation> {
+pub(crate) async fn explain(lake: &Lake, project: &Compiled, model: &Model, mode: RefreshMode) -> Result<Explanation> {
     let mut explanation = Explanation {
         model: model.name.clone(),
         table: model.table.clone(),
@@ -114,7 +114,7 @@ pub(crate) async fn explain(lake: &Lake, project: &Compiled, model: &Model) -> R
         };
     }
     let planned = Planned::new(lake, model, &inputs).await?;
-    let (ledger, decision) = refresh::look(&planned).await?;
+    let (ledger, decision) = refresh::look(&planned, mode).await?;
     explanation.class = planned.class.to_string();
     if let Class::Full { reason } = &planned.class {
         explanation.reason.clone_from(reason);

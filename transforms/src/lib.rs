@@ -100,7 +100,7 @@ pub async fn explain(lake: &Lake, project: &Project, options: &Options) -> Resul
     let selected = select::select(&project, &options.select)?;
     let mut explanations = Vec::new();
     for model in project.models.iter().filter(|model| selected.contains(&model.name)) {
-        explanations.push(explain::explain(lake, &project, model).await?);
+        explanations.push(explain::explain(lake, &project, model, options.refresh).await?);
     }
     Ok(explanations)
 }

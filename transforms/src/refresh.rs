@@ -314,14 +314,14 @@ impl<'a> Planned<'a> {
 }
 
 /// What is known of a model without staging: for `explain`.
-pub(crate) async fn look(planned: &Planned<'_>) -> Result<(Option<Ledger>, Decision)> {
+pub(crate) async fn look(planned: &Planned<'_>, mode: RefreshMode) -> Result<(Option<Ledger>, Decision)> {
     let table = planned.lake.table(&planned.model.table);
     if !table.exists().await? {
         let reason = "it was never built".to_owned();
         return Ok((None, Decision { kind: DecisionKind::Everything, reason }));
     }
     let ledger = Ledger::read(&table, planned.model, planned.inputs).await?;
-    let decision = planned.decide(&ledger, RefreshMode::Automatic).await?;
+    let decision = planned.decide(&ledger, mode).await?;
     Ok((Some(ledger), decision))
 }
 

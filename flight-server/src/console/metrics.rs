@@ -16,7 +16,7 @@ const PREFIX: &str = "lakebeat_";
 
 pub(super) async fn show(Extract(state): Extract<State>) -> Response {
     let shared = &state.shared;
-    let status = shared.status.newest(shared.engine.lake(), &shared.addresses).await;
+    let status = shared.status().await;
     let mut text = Text::default();
     text.family("build_info", "gauge", "The version that runs.");
     text.sample("build_info", &[("version", &env!("CARGO_PKG_VERSION"))], 1);
@@ -40,9 +40,9 @@ fn ingest(text: &mut Text, status: &Status) {
     text.sample("ingest_dead_letters_total", &[], ingest.dead_letters);
     type Figure = fn(&lakehouse::IngestProgress) -> i64;
     let figures: [(&str, &str, Figure); 3] = [
-        ("ingest_lag", "Messages of the partition not yet read, at its last commit.", |partition| partition.lag),
+        ("ingest_lag", "Messages of the partition that are not committed.", |partition| partition.lag),
         ("ingest_next_offset", "The next offset to read.", |partition| partition.next_offset),
-        ("ingest_end_offset", "The end of the partition at its last commit.", |partition| partition.end_offset),
+        ("ingest_end_offset", "The end of the partition.", |partition| partition.end_offset),
     ];
     for (name, help, figure) in figures {
         text.family(name, "gauge", help);

@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::sync::Mutex;
 
 use super::connect::{Snippet, snippets};
-use super::{Addresses, State, failed};
+use super::{Addresses, IngestNow, State, failed};
 use crate::error::{Error, Kind, Result};
 
 /// Many pages and a scraper ask at once; the lake is asked at most this often.
@@ -46,9 +46,30 @@ pub(super) struct IngestStatus {
     pub(super) rows: u64,
     /// Rows in the tables of dead letters.
     pub(super) dead_letters: u64,
-    /// Messages that the topics hold beyond what was read, at the last commit of each partition.
+    /// Messages that the topics hold beyond what is committed: now where ingest runs in this process, else at the last
+    /// commit of each partition.
     pub(super) lag: i64,
+    /// What keeps the ingest of this process from going on, while something does.
+    waiting_for: Option<String>,
     pub(super) partitions: Vec<IngestProgress>,
+}
+
+impl IngestStatus {
+    /// Takes over what the ingest of this process knows. An end that a commit recorded since then is newer.
+    fn learn(&mut self, now: IngestNow) {
+        for partition in self.partitions.iter_mut().filter(|partition| partition.topic == now.topic) {
+            if let Some(&end) = now.end_offsets.get(&partition.partition) {
+                partition.end_offset = partition.end_offset.max(end);
+                partition.lag = (partition.end_offset - partition.next_offset).max(0);
+            }
+        }
+        self.waiting_for = now.waiting_for;
+        self.add_up_lag();
+    }
+
+    fn add_up_lag(&mut self) {
+        self.lag = self.partitions.iter().map(|partition| partition.lag).sum();
+    }
 }
 
 /// A publication and its age.
@@ -106,7 +127,12 @@ struct Known {
 
 impl Cache {
     /// How far everything is, at most [`FRESH`] old. Whoever comes while the lake is asked waits for the same answer.
-    pub(super) async fn newest(&self, lake: &Lake, addresses: &Addresses) -> Result<Arc<Status>> {
+    pub(super) async fn newest(
+        &self,
+        lake: &Lake,
+        addresses: &Addresses,
+        ingest: Option<IngestNow>,
+    ) -> Result<Arc<Status>> {
         let mut known = self.last.lock().await;
         let now = lake.clock().now();
         if let Some(status) = known.status.as_ref().filter(|status| is_within(status.now, now, FRESH)) {
@@ -116,7 +142,11 @@ impl Cache {
             Some(listing) => listing,
             None => (now, lake.tables().await?),
         };
-        let status = Arc::new(read(lake, addresses, &names.1, now).await?);
+        let mut status = read(lake, addresses, &names.1, now).await?;
+        if let Some(ingest) = ingest {
+            status.ingest.learn(ingest);
+        }
+        let status = Arc::new(status);
         known.listing = Some(names);
         known.status = Some(Arc::clone(&status));
         Ok(status)
@@ -124,8 +154,7 @@ impl Cache {
 }
 
 pub(super) async fn show(Extract(state): Extract<State>) -> Response {
-    let shared = &state.shared;
-    match shared.status.newest(shared.engine.lake(), &shared.addresses).await {
+    match state.shared.status().await {
         Ok(status) => axum::Json(status.as_ref()).into_response(),
         Err(error) => failed(&error),
     }
@@ -179,7 +208,7 @@ fn ingest(tables: &[TableStatus], progress: Vec<IngestProgress>) -> IngestStatus
     }
     // The dead letters have a ledger of their own, which moves only with a letter: bronze's is the truth about progress.
     ingest.partitions = progress.into_iter().filter(|partition| !is_dead_letters(&partition.table.name)).collect();
-    ingest.lag = ingest.partitions.iter().map(|partition| partition.lag).sum();
+    ingest.add_up_lag();
     ingest
 }
 
@@ -237,6 +266,19 @@ mod tests {
         let progress = vec![partition("events", 0, 3), partition("events", 1, 4), partition("dead_letters", 0, 50)];
         let ingest = ingest(&tables, progress);
         assert_eq!((ingest.rows, ingest.dead_letters, ingest.lag, ingest.partitions.len()), (90, 7, 7, 2));
+    }
+
+    #[test]
+    fn lag_is_what_the_ingest_of_this_process_knows_where_that_is_more() {
+        let mut status = ingest(&[], vec![partition("events", 0, 0), partition("events", 1, 4)]);
+        status.learn(IngestNow {
+            topic: "events".to_owned(),
+            end_offsets: BTreeMap::from([(0, 110), (1, 12), (2, 9)]),
+            waiting_for: Some("the store".to_owned()),
+        });
+        assert_eq!((status.lag, status.waiting_for.as_deref()), (104, Some("the store")));
+        status.learn(IngestNow { topic: "others".to_owned(), ..IngestNow::default() });
+        assert_eq!((status.lag, status.waiting_for), (104, None));
     }
 
     #[test]

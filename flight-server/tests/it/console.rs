@@ -44,7 +44,7 @@ impl Console {
         let address = listener.local_addr().expect("bound");
         let elsewhere = |port| std::net::SocketAddr::from(([127, 0, 0, 1], port));
         let addresses = Addresses { flight: elsewhere(31337), postgres: elsewhere(5433), console: address };
-        let state = console::State::new(QueryEngine::new(lake.clone(), Limits::default()), addresses);
+        let state = console::State::new(QueryEngine::new(lake.clone(), Limits::default()), addresses, None);
         let token = CancellationToken::new();
         let serving = console::serve(listener, state, token.clone());
         let mut tasks = JoinSet::new();

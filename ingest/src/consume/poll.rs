@@ -279,6 +279,15 @@ impl Thread {
                 let doing = format!("cannot read topic {}", self.topic);
                 Polled::Failed(kafka::unavailable(&self.brokers, &doing, error))
             }
+            // librdkafka would ask for the same batch for ever.
+            KafkaError::MessageConsumption(Code::NotImplemented | Code::BadCompression) => {
+                let message = format!(
+                    "topic {} holds a batch that cannot be decompressed; it is damaged, or its codec is none of gzip, snappy, \
+                     lz4, zstd: nothing was skipped, see what another consumer makes of it",
+                    self.topic
+                );
+                Polled::Failed(Error::with_source(ErrorKind::BadData, message, error))
+            }
             other => Polled::Trouble(other),
         };
         self.say(event)

@@ -29,7 +29,8 @@ impl Pass<'_> {
                 continue;
             }
             if let Some(publication) = self.publish_group(group).await? {
-                tracing::info!(publication = publication.id, group, "published");
+                // Once a second while events come in: what `up` shows of it is the newest gold in its status.
+                tracing::debug!(publication = publication.id, group, "published");
                 report.publications.push(publication);
             }
         }
