@@ -49,6 +49,16 @@ def test_two_doors_on_one_port(tmp_path):
     check_refused(run(*args, cwd=tmp_path), WRONG, flight)
 
 
+@pytest.mark.parametrize("command", ["up", "broker", "serve"])
+def test_other_machines_are_kept_out(tmp_path, command):
+    ports = dict(zip(DOORS, free_ports(4)))
+    doors = {"up": DOORS, "broker": DOORS[:1], "serve": DOORS[1:]}[command]
+    flags = [part for door in doors for part in (f"--{door}-port", ports[door])]
+    ended = run(command, *flags, cwd=tmp_path, env={"LAKEBEAT_LISTEN": "0.0.0.0"}, timeout=20)
+    check_refused(ended, WRONG, "0.0.0.0", "--insecure")
+    assert not list(tmp_path.iterdir()), "it has begun"
+
+
 def test_a_folder_that_cannot_be_written():
     """As an ordinary user: root may write everywhere."""
     if os.getuid() != 0:
@@ -286,6 +296,16 @@ def test_stopped_at_once_after_the_start(tmp_path, ended_later):
     up.wait(5)
     up.start()
     up.stop()
+
+
+@pytest.mark.parametrize("args", [("up", "--no-simulate"), ("ingest",)], ids=lambda args: args[0])
+def test_stopped_while_it_waits_for_a_broker(tmp_path, ended_later, args):
+    port, *doors = free_ports(4)
+    if args[0] == "up":
+        args = (*args, "--flight-port", doors[0], "--postgres-port", doors[1], "--console-port", doors[2])
+    process = ended_later(Process(*args, "--brokers", f"127.0.0.1:{port}", "--data-dir", "data", cwd=tmp_path)).start()
+    wait_for("it has opened its lake", lambda: (tmp_path / "data" / "lake").exists(), every=0.01, alive=process)
+    process.stop(seconds=5)
 
 
 def test_a_second_up_on_the_same_folder_is_refused(up, tmp_path):
