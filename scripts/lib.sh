@@ -4,7 +4,7 @@
 
 set -euo pipefail
 
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 cache="$(realpath --canonicalize-missing "${LAKEBEAT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/lakebeat}")"
 mkdir -p "$cache"
 
@@ -62,6 +62,9 @@ venv="$cache/venv-$(sha256sum "$root/tests/e2e/requirements.txt" | cut -c1-12)"
 stamped() { [ -f "$1/.stamp" ] && [ "$(cat "$1/.stamp")" = "$2" ]; }
 stamp() { printf '%s' "$2" >"$1/.stamp"; }
 
+# What cargo reads.
+sources=(Cargo.toml Cargo.lock rust-toolchain.toml .clippy.toml src lakehouse ingest transforms flight-server snowflake-adapter)
+
 # in_sources COMMAND... runs it in a copy of this clone's sources, one clone at a time.
 #
 # All clones of a user share one target folder, and cargo tells by the times of the files what to compile again: a clone
@@ -69,9 +72,9 @@ stamp() { printf '%s' "$2" >"$1/.stamp"; }
 # stands at one place for all of them, and the time of a file there moves when, and only when, its content does.
 in_sources() (
     lock sources
-    # Of a cache inside the clone nothing is copied: the path is looked for from the clone on.
-    rsync --recursive --links --perms --checksum --delete --exclude=/.git --exclude="${cache#"$root"}" --filter=':- .gitignore' \
-        "$root/" "$cache/sources/"
+    mkdir -p "$cache/sources"
+    cd "$root"
+    rsync --recursive --links --perms --checksum --delete --filter=':- .gitignore' "${sources[@]}" "$cache/sources/"
     cd "$cache/sources"
     # Without the lock's descriptor: a process that a test leaves behind must not keep it.
     "$@" 9>&-

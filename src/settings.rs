@@ -39,9 +39,10 @@ const FLUSH_BYTES: Setting = Setting { key: "ingest.flush_bytes", variables: &["
 const MEMORY_BYTES: Setting = Setting { key: "query.memory_bytes", variables: &["LAKEBEAT_QUERY_MEMORY_BYTES"] };
 const TIMEOUT_SECONDS: Setting =
     Setting { key: "query.timeout_seconds", variables: &["LAKEBEAT_QUERY_TIMEOUT_SECONDS"] };
+const S3_ENDPOINT: Setting =
+    Setting { key: "s3.endpoint", variables: &["LAKEBEAT_S3_ENDPOINT", "MINIO_ENDPOINT", "AWS_ENDPOINT_URL"] };
+/// Those of them that say that the lake is there. The other is often set for other programs.
 const MINIO_ENDPOINT: Setting = Setting { key: "s3.endpoint", variables: &["LAKEBEAT_S3_ENDPOINT", "MINIO_ENDPOINT"] };
-/// Often set for other programs: it says where an S3 lake is, not that the lake is there.
-const AWS_ENDPOINT: Setting = Setting { key: "s3.endpoint", variables: &["AWS_ENDPOINT_URL"] };
 const MINIO_ACCESS_KEY: Setting =
     Setting { key: "s3.access_key", variables: &["LAKEBEAT_S3_ACCESS_KEY", "MINIO_ACCESS_KEY", "AWS_ACCESS_KEY_ID"] };
 const MINIO_SECRET_KEY: Setting = Setting {
@@ -75,8 +76,7 @@ const ALL: &[&Setting] = &[
     &FLUSH_BYTES,
     &MEMORY_BYTES,
     &TIMEOUT_SECONDS,
-    &MINIO_ENDPOINT,
-    &AWS_ENDPOINT,
+    &S3_ENDPOINT,
     &MINIO_ACCESS_KEY,
     &MINIO_SECRET_KEY,
     &MINIO_BUCKET,
@@ -231,7 +231,7 @@ fn lake(cli: &Cli, layers: &Layers, data_dir: &std::path::Path) -> anyhow::Resul
     let none = ("", None);
     let endpoint: Option<String> = layers.pick(none, &MINIO_ENDPOINT)?;
     let set: Option<String> = layers.pick(("--lake", cli.common.lake.as_ref()), &LAKE)?;
-    let url = match (set, &endpoint) {
+    let url = match (set, endpoint) {
         (Some(text), _) => lake_url(&text)?,
         (None, Some(_)) => {
             let bucket: Option<String> = layers.pick(none, &MINIO_BUCKET)?;
@@ -246,12 +246,12 @@ fn lake(cli: &Cli, layers: &Layers, data_dir: &std::path::Path) -> anyhow::Resul
     };
     let mut storage = StorageOptions::default();
     if matches!(url.scheme(), "s3" | "s3a") {
-        storage.settings = s3_settings(layers, endpoint)?;
+        storage.settings = s3_settings(layers)?;
     }
     Ok((url, storage))
 }
 
-fn s3_settings(layers: &Layers, endpoint: Option<String>) -> anyhow::Result<BTreeMap<String, String>> {
+fn s3_settings(layers: &Layers) -> anyhow::Result<BTreeMap<String, String>> {
     let none = ("", None);
     let mut settings = BTreeMap::new();
     let mut set = |name: &str, value: Option<String>| {
@@ -263,7 +263,7 @@ fn s3_settings(layers: &Layers, endpoint: Option<String>) -> anyhow::Result<BTre
     set("aws_secret_access_key", layers.pick(none, &MINIO_SECRET_KEY)?);
     set("aws_session_token", layers.pick(none, &S3_TOKEN)?);
     set("aws_region", layers.pick(none, &S3_REGION)?.or_else(|| Some("us-east-1".to_owned())));
-    if let Some(endpoint) = endpoint.map_or_else(|| layers.pick(none, &AWS_ENDPOINT), |own| Ok(Some(own)))? {
+    if let Some(endpoint) = layers.pick::<String>(none, &S3_ENDPOINT)? {
         let endpoint = if endpoint.contains("://") { endpoint } else { format!("http://{endpoint}") };
         set("aws_allow_http", endpoint.starts_with("http://").then(|| "true".to_owned()));
         set("aws_virtual_hosted_style_request", Some("false".to_owned()));
@@ -312,9 +312,9 @@ fn rate(layers: &Layers, flag: Option<&String>) -> anyhow::Result<f64> {
     let interval: Option<f64> = layers.pick(("", None), &INTERVAL)?;
     let rate: Option<f64> = layers.pick(("--rate", flag), &RATE)?;
     let of_interval = interval.filter(|seconds| *seconds > 0.0).map(|seconds| 1.0 / seconds);
-    // The environment goes before the file, whichever of the two it names.
-    let named_nearer = flag.is_some() || layers.is_in_environment(&RATE) || !layers.is_in_environment(&INTERVAL);
-    let rate = if named_nearer { rate.or(of_interval) } else { of_interval.or(rate) }.unwrap_or(20.0);
+    // The nearer layer wins, whichever of the two it names.
+    let is_nearer = flag.is_some() || layers.distance(&RATE) <= layers.distance(&INTERVAL);
+    let rate = if is_nearer { rate.or(of_interval) } else { of_interval.or(rate) }.unwrap_or(20.0);
     if rate.is_finite() && rate >= 0.0 {
         return Ok(rate);
     }

@@ -29,7 +29,7 @@ mod records;
 mod versions;
 mod writes;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,12 +79,9 @@ pub struct Options {
 impl Options {
     /// Options with the defaults for all but the address and the folder.
     pub fn new(listen: SocketAddr, data_dir: impl Into<PathBuf>) -> Self {
-        Self {
-            listen,
-            advertised_host: "127.0.0.1".to_owned(),
-            data_dir: data_dir.into(),
-            retention: Retention::default(),
-        }
+        // "All addresses" is none that a client could connect to.
+        let host = if listen.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { listen.ip() };
+        Self { listen, advertised_host: host.to_string(), data_dir: data_dir.into(), retention: Retention::default() }
     }
 }
 

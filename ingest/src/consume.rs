@@ -14,6 +14,7 @@
 //! - The store does not answer: that way, with a growing pause, for as long as it takes.
 //! - The disk is full: the process ends with an error of kind `StorageFull`. All that is not committed is still in Kafka, and
 //!   the next start goes on there. It does not wait, because what fills the disk is often the broker beside it.
+//! - The lake may not be written (rights, a read-only mount): the process ends with `BadConfig`.
 //! - The topic is not what the ledger says (a gap, a topic made anew): the process ends with the range that is gone.
 
 mod buffer;

@@ -64,7 +64,8 @@ impl Error {
         let kind = store_kind(&source);
         let mut message = doing.into();
         if kind == ErrorKind::BadConfig {
-            message += " (give this user the right to it, or name another lake with --lake)";
+            message +=
+                " (check this user's rights to it, the credentials and the mount, or name another lake with --lake)";
         }
         Self::with_source(kind, message, source)
     }
@@ -116,10 +117,14 @@ impl StdError for Error {
 
 /// What an object store's error means for the caller. What a disk says hides two levels down in an I/O error.
 pub(crate) fn store_kind(error: &object_store::Error) -> ErrorKind {
+    let is_local = matches!(error, object_store::Error::Generic { store: "LocalFileSystem", .. });
     let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(current) = cause {
         if let Some(kind) = current.downcast_ref::<std::io::Error>().and_then(io_kind) {
-            return kind;
+            // A network too can say "permission denied", of a route that may well come back.
+            if is_local || kind != ErrorKind::BadConfig {
+                return kind;
+            }
         }
         cause = current.source();
     }
@@ -174,14 +179,15 @@ mod tests {
 
     #[test]
     fn what_a_disk_says_is_told_from_a_store_that_is_away() {
-        for (said, kind) in [
-            (io::ErrorKind::StorageFull, ErrorKind::StorageFull),
-            (io::ErrorKind::PermissionDenied, ErrorKind::BadConfig),
-            (io::ErrorKind::ReadOnlyFilesystem, ErrorKind::BadConfig),
-            (io::ErrorKind::TimedOut, ErrorKind::Unavailable),
+        const DISK: &str = "LocalFileSystem";
+        for (store, said, kind) in [
+            (DISK, io::ErrorKind::StorageFull, ErrorKind::StorageFull),
+            (DISK, io::ErrorKind::PermissionDenied, ErrorKind::BadConfig),
+            (DISK, io::ErrorKind::ReadOnlyFilesystem, ErrorKind::BadConfig),
+            (DISK, io::ErrorKind::TimedOut, ErrorKind::Unavailable),
+            ("S3", io::ErrorKind::PermissionDenied, ErrorKind::Unavailable),
         ] {
-            let beneath =
-                object_store::Error::Generic { store: "LocalFileSystem", source: io::Error::from(said).into() };
+            let beneath = object_store::Error::Generic { store, source: io::Error::from(said).into() };
             let error = Error::store("cannot write gold/t", beneath);
             assert_eq!(error.kind(), kind, "{error}");
             assert_eq!(error.to_string().contains("--lake"), kind == ErrorKind::BadConfig, "{error}");

@@ -100,6 +100,9 @@ async fn broker(settings: &Settings) -> Check {
 async fn ports(settings: &Settings) -> Vec<Check> {
     let ports = &settings.ports;
     let mut checks = Vec::new();
+    if let Err(error) = pipeline::check_exposure(ports, ports.flight) {
+        checks.push(fault("listen address", &error));
+    }
     for (port, flag) in [
         (ports.kafka, "--kafka-port"),
         (ports.flight, "--flight-port"),

@@ -77,11 +77,17 @@ impl Layers {
         }
     }
 
-    /// Whether the environment or `.env` sets it.
-    pub(crate) fn is_in_environment(&self, setting: &Setting) -> bool {
-        let layers = [&self.environment, &self.dotenv];
-        let is_set = |name: &&str| layers.iter().any(|layer| layer.get(*name).is_some_and(|value| !value.is_empty()));
-        setting.variables.iter().any(is_set)
+    /// How far away the layer is that sets it: environment, `.env`, settings file, none.
+    pub(crate) fn distance(&self, setting: &Setting) -> u8 {
+        let is_set = |layer: &BTreeMap<String, String>| {
+            setting.variables.iter().any(|name| layer.get(*name).is_some_and(|value| !value.is_empty()))
+        };
+        match () {
+            () if is_set(&self.environment) => 0,
+            () if is_set(&self.dotenv) => 1,
+            () if self.in_file(setting.key).is_some() => 2,
+            () => 3,
+        }
     }
 
     /// A value of the settings file, by `section.key`.
@@ -191,11 +197,12 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_is_told_from_the_file() {
+    fn the_distance_of_a_layer() {
         let file = "[ports]\nkafka = 1";
-        assert!(!layers(&[("OLD_PORT", "")], &[], file).is_in_environment(&PORT));
-        assert!(layers(&[], &[("OLD_PORT", "2")], file).is_in_environment(&PORT));
-        assert!(layers(&[("LAKEBEAT_KAFKA_PORT", "3")], &[], "").is_in_environment(&PORT));
+        assert_eq!(layers(&[("OLD_PORT", "")], &[], "").distance(&PORT), 3);
+        assert_eq!(layers(&[("OLD_PORT", "")], &[], file).distance(&PORT), 2);
+        assert_eq!(layers(&[], &[("OLD_PORT", "2")], file).distance(&PORT), 1);
+        assert_eq!(layers(&[("LAKEBEAT_KAFKA_PORT", "3")], &[("OLD_PORT", "2")], file).distance(&PORT), 0);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod ledger;
 mod merge;
 
 use std::collections::BTreeMap;
+use std::error::Error as _;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
@@ -301,7 +302,8 @@ impl<'a> Planned<'a> {
     }
 
     fn target_error(&self, error: Error) -> Error {
-        if error.kind() == ErrorKind::BadConfig {
+        // What the store says of rights and settings lies beneath as a source; a schema that differs is said by itself.
+        if error.kind() == ErrorKind::BadConfig && error.source().is_none() {
             return self.changed(error.to_string());
         }
         error

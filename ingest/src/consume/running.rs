@@ -124,7 +124,9 @@ impl Consuming {
     pub(super) async fn run(mut self, partitions: BTreeSet<i32>, token: CancellationToken) -> Result<Summary> {
         if self.options.sharing == Sharing::Alone {
             self.assigned = partitions;
-            self.begin().await?;
+            let Some(()) = token.run_until_cancelled(self.begin()).await.transpose()? else {
+                return Draining { phase: self, ended: Ended::Cancelled }.finish().await;
+            };
         }
         loop {
             let next = match self.next_event(&token).await {
