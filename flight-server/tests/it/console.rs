@@ -139,7 +139,10 @@ async fn before_the_first_build_the_page_waits_and_says_so() {
     assert_eq!(dashboard.json(), json!({ "publication": null, "totals": null, "top_songs": [] }));
     let status = console.get("/api/v1/status").await.json();
     assert_eq!(status["publication"], Value::Null);
-    assert_eq!(status["ingest"], json!({ "rows": 0, "dead_letters": 0, "lag": 0, "partitions": [] }));
+    assert_eq!(
+        status["ingest"],
+        json!({ "rows": 0, "dead_letters": 0, "lag": 0, "waiting_for": null, "partitions": [] })
+    );
     let page = console.get("/").await;
     assert_eq!(page.status, 200);
     for id in ["total-plays", "total-skips", "total-users", "total-artists", "top-songs", "ingest-lag"] {
