@@ -15,7 +15,11 @@ stage_lints() { in_sources cargo clippy --release --locked --all-targets -- --de
 # The tests and the program in one go: one by one, each crate's single-threaded half would leave a core idle.
 stage_build() { scripts/build.sh --all-targets; }
 
-stage_unit() { in_sources cargo test --release --locked; }
+# The storage suite runs on MinIO as well.
+stage_unit() {
+    scripts/setup-minio.sh
+    LAKEBEAT_TEST_MINIO="$cache/minio/bin/minio" in_sources cargo test --release --locked
+}
 
 stage_e2e() {
     scripts/setup-tests.sh
