@@ -3,7 +3,8 @@
 # is given to it is given to `lakebeat up`. The data stays in lakebeat-data/stack, and the next run goes on with it.
 #
 # Ports: KAFKA_PORT, MINIO_PORT, MINIO_CONSOLE_PORT; credentials and bucket: MINIO_ACCESS_KEY, MINIO_SECRET_KEY,
-# MINIO_BUCKET; all from the environment or .env, the same names and defaults as in compose.yml.
+# MINIO_BUCKET; all from the environment or .env, the same names and defaults as in compose.yml. STACK_DIR is another folder
+# for the data.
 source "$(dirname "$0")/lib.sh"
 cd "$root"
 
@@ -20,16 +21,19 @@ kafka_port="$(setting KAFKA_PORT 29092)"
 controller_port="$(setting KAFKA_CONTROLLER_PORT 29093)"
 minio_port="$(setting MINIO_PORT 9002)"
 page_port="$(setting MINIO_CONSOLE_PORT 9001)"
-access_key="$(setting MINIO_ACCESS_KEY minioadmin)"
-secret_key="$(setting MINIO_SECRET_KEY minioadmin)"
+access_key="$(setting MINIO_ACCESS_KEY "$(setting MINIO_ROOT_USER minioadmin)")"
+secret_key="$(setting MINIO_SECRET_KEY "$(setting MINIO_ROOT_PASSWORD minioadmin)")"
 bucket="$(setting MINIO_BUCKET lakebeat)"
 
-stack="$root/lakebeat-data/stack"
+stack="${STACK_DIR:-$root/lakebeat-data/stack}"
 kafka_log="$stack/kafka.log" minio_log="$stack/minio.log"
 mkdir -p "$stack"
 
 exec 7>"$stack/lock"
-flock --nonblock 7 || fail "another up-stack of this clone is running: end it first"
+flock --nonblock 7 || {
+    say "error: another up-stack is running on $stack: end it first"
+    exit 2
+}
 
 answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 for port in KAFKA_PORT=$kafka_port KAFKA_CONTROLLER_PORT=$controller_port MINIO_PORT=$minio_port MINIO_CONSOLE_PORT=$page_port; do
