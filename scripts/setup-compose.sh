@@ -17,7 +17,7 @@ export GOMODCACHE="$folder/modules" GOCACHE="$folder/build" GOTOOLCHAIN=local CG
 # Its go.mod excludes versions, which `go install` refuses of a module that is not the main one: so it becomes the main one.
 "$go" mod download "github.com/docker/compose/v2@$version"
 cp --recursive --no-preserve=mode "$GOMODCACHE/github.com/docker/compose/v2@$version" "$folder/source"
-(cd "$folder/source" && "$go" build -trimpath -ldflags '-s -w' -o "$folder/bin/docker-compose" ./cmd)
+(cd "$folder/source" && "$go" build -trimpath -ldflags '-s -w' -o "$folder/bin/docker-compose" ./cmd) 2> >(sed '/^go: downloading/d' >&2)
 "$go" clean -modcache -cache
 rm -rf "$folder/source"
 stamp "$folder" "$version"

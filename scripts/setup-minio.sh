@@ -14,6 +14,6 @@ rm -rf "$folder"
 mkdir -p "$folder"
 # Its modules are of no use after the build, and Go writes them read-only. Without cgo no C compiler is needed.
 export GOBIN="$folder/bin" GOMODCACHE="$cache/go/modules" GOCACHE="$cache/go/build" GOTOOLCHAIN=local CGO_ENABLED=0
-"$go" install "github.com/minio/minio@$version"
+"$go" install "github.com/minio/minio@$version" 2> >(sed '/^go: downloading/d' >&2)
 "$go" clean -modcache -cache
 stamp "$folder" "$version"

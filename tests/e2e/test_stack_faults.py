@@ -5,7 +5,7 @@ import pytest
 
 from messages import simulate
 from minio_server import MinioServer
-from program import DOORS, free_ports, run, topics
+from program import DOORS, Process, free_ports, run, topics
 
 WRONG, UNREACHABLE = 2, 3
 
@@ -147,13 +147,19 @@ def test_a_wrong_region(tmp_path, place, ended_later):
 # Kafka.
 
 
-@pytest.mark.parametrize("command", ["up", "ingest"])
-@pytest.mark.parametrize("brokers", ["127.0.0.1:{port}", "no-such-host.invalid:9092", "127.0.0.1", "127.0.0.1:notaport"])
-def test_wrong_brokers(tmp_path, minio, place, brokers, command):
+def test_wrong_brokers(tmp_path, minio, place, ended_later):
+    """All at once: each may take its time to be sure that nobody answers, but not a person's patience."""
     minio.make_bucket(place)
-    brokers = brokers.format(port=free_ports(1)[0])
-    ended = run(*COMMANDS[command](brokers), cwd=tmp_path, env=minio.environment(place), timeout=90)
-    check_refused(ended, (WRONG, UNREACHABLE), brokers)
+    wrong = [f"127.0.0.1:{free_ports(1)[0]}", "no-such-host.invalid:9092", "127.0.0.1:notaport"]
+    started = {}
+    for brokers in wrong:
+        for command in ("up", "ingest"):
+            process = Process(*COMMANDS[command](brokers), cwd=tmp_path, env=minio.environment(place))
+            started[brokers, command] = ended_later(process).start()
+    for (brokers, _), process in started.items():
+        assert process.wait(25) in (WRONG, UNREACHABLE), process.tail()
+        errors = [line for line in process.err().splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and brokers in errors[0] and "--brokers" in errors[0], process.tail()
 
 
 def test_one_broker_of_two_is_wrong(tmp_path, kafka, minio, place, topic):
