@@ -15,11 +15,8 @@ stage_lints() { in_sources cargo clippy --release --locked --all-targets -- --de
 # The tests and the program in one go: one by one, each crate's single-threaded half would leave a core idle.
 stage_build() { scripts/build.sh --all-targets; }
 
-# The storage suite runs on MinIO as well.
-stage_unit() {
-    scripts/setup-minio.sh
-    LAKEBEAT_TEST_MINIO="$cache/minio/bin/minio" in_sources cargo test --release --locked
-}
+# The storage tests run on a bucket as well.
+stage_unit() { scripts/with-minio.sh scripts/cargo.sh test --release --locked; }
 
 stage_e2e() {
     scripts/setup-tests.sh

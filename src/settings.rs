@@ -1,5 +1,6 @@
 //! Settings: raw flags and layers in, plain values out. Nothing else in the program reads the environment or a file for them.
 
+mod lake;
 mod layers;
 
 use std::collections::BTreeMap;
@@ -17,7 +18,6 @@ use crate::output::Fault;
 use layers::{Layers, Setting};
 
 const DATA_DIR: Setting = Setting { key: "data_dir", variables: &["LAKEBEAT_DATA_DIR"] };
-const LAKE: Setting = Setting { key: "lake", variables: &["LAKEBEAT_LAKE"] };
 const LOG_LEVEL: Setting = Setting { key: "log_level", variables: &["LAKEBEAT_LOG_LEVEL"] };
 const BROKERS: Setting = Setting {
     key: "kafka.brokers",
@@ -39,26 +39,9 @@ const FLUSH_BYTES: Setting = Setting { key: "ingest.flush_bytes", variables: &["
 const MEMORY_BYTES: Setting = Setting { key: "query.memory_bytes", variables: &["LAKEBEAT_QUERY_MEMORY_BYTES"] };
 const TIMEOUT_SECONDS: Setting =
     Setting { key: "query.timeout_seconds", variables: &["LAKEBEAT_QUERY_TIMEOUT_SECONDS"] };
-const S3_ENDPOINT: Setting =
-    Setting { key: "s3.endpoint", variables: &["LAKEBEAT_S3_ENDPOINT", "MINIO_ENDPOINT", "AWS_ENDPOINT_URL"] };
-/// Those of them that say that the lake is there. The other is often set for other programs.
-const MINIO_ENDPOINT: Setting = Setting { key: "s3.endpoint", variables: &["LAKEBEAT_S3_ENDPOINT", "MINIO_ENDPOINT"] };
-const MINIO_ACCESS_KEY: Setting =
-    Setting { key: "s3.access_key", variables: &["LAKEBEAT_S3_ACCESS_KEY", "MINIO_ACCESS_KEY", "AWS_ACCESS_KEY_ID"] };
-const MINIO_SECRET_KEY: Setting = Setting {
-    key: "s3.secret_key",
-    variables: &["LAKEBEAT_S3_SECRET_KEY", "MINIO_SECRET_KEY", "AWS_SECRET_ACCESS_KEY"],
-};
-const MINIO_BUCKET: Setting = Setting { key: "s3.bucket", variables: &["LAKEBEAT_S3_BUCKET", "MINIO_BUCKET"] };
-const S3_REGION: Setting =
-    Setting { key: "s3.region", variables: &["LAKEBEAT_S3_REGION", "AWS_REGION", "AWS_DEFAULT_REGION"] };
-const S3_TOKEN: Setting =
-    Setting { key: "s3.session_token", variables: &["LAKEBEAT_S3_SESSION_TOKEN", "AWS_SESSION_TOKEN"] };
-
-/// Every setting there is, so that an unknown name can be told.
+/// Every setting there is besides those of the lake, so that an unknown name can be told.
 const ALL: &[&Setting] = &[
     &DATA_DIR,
-    &LAKE,
     &LOG_LEVEL,
     &BROKERS,
     &TOPIC,
@@ -76,12 +59,6 @@ const ALL: &[&Setting] = &[
     &FLUSH_BYTES,
     &MEMORY_BYTES,
     &TIMEOUT_SECONDS,
-    &S3_ENDPOINT,
-    &MINIO_ACCESS_KEY,
-    &MINIO_SECRET_KEY,
-    &MINIO_BUCKET,
-    &S3_REGION,
-    &S3_TOKEN,
 ];
 
 /// `BATCH_SIZE` of the replaced pipeline was rows a file; a Delta commit for so few is honoured, but costs more than the rows.
@@ -128,12 +105,13 @@ pub(crate) struct Settings {
 impl Settings {
     /// Reads everything that can set something, and refuses what is unknown or does not fit.
     pub(crate) fn read(cli: &Cli) -> anyhow::Result<Self> {
-        let layers = Layers::read(cli.common.config.as_deref(), ALL)?;
+        let known: Vec<&Setting> = ALL.iter().chain(lake::ALL).copied().collect();
+        let layers = Layers::read(cli.common.config.as_deref(), &known)?;
         let flags = CommandFlags::of(&cli.command);
         let data_dir: PathBuf = layers
             .pick(("--data-dir", cli.common.data_dir.as_ref()), &DATA_DIR)?
             .unwrap_or_else(|| PathBuf::from("lakebeat-data"));
-        let (lake, storage) = lake(cli, &layers, &data_dir)?;
+        let (lake, storage) = lake::read(cli.common.lake.as_ref(), &layers, &data_dir)?;
         let log_level = layers.pick(("--log-level", cli.common.log_level.as_ref()), &LOG_LEVEL)?;
         let none = ("", None);
         let flush_rows: usize = layers.pick(none, &FLUSH_ROWS)?.unwrap_or(100_000);
@@ -224,67 +202,6 @@ fn default_log_level(command: &Command) -> &'static str {
         Command::Up(_) | Command::Broker(_) | Command::Serve(_) | Command::Ingest(_) => "info",
         _ => "warn",
     }
-}
-
-/// The lake's URL: what is set, or the bucket of the replaced pipeline's settings, or a folder in the data folder.
-fn lake(cli: &Cli, layers: &Layers, data_dir: &std::path::Path) -> anyhow::Result<(Url, StorageOptions)> {
-    let none = ("", None);
-    let endpoint: Option<String> = layers.pick(none, &MINIO_ENDPOINT)?;
-    let set: Option<String> = layers.pick(("--lake", cli.common.lake.as_ref()), &LAKE)?;
-    let url = match (set, endpoint) {
-        (Some(text), _) => lake_url(&text)?,
-        (None, Some(_)) => {
-            let bucket: Option<String> = layers.pick(none, &MINIO_BUCKET)?;
-            let bucket = bucket.ok_or_else(|| {
-                Fault::usage(
-                    "MINIO_ENDPOINT is set, but no bucket: set MINIO_BUCKET, or the lake with --lake s3://bucket",
-                )
-            })?;
-            lake_url(&format!("s3://{bucket}"))?
-        }
-        (None, None) => folder_url(&data_dir.join("lake"))?,
-    };
-    let mut storage = StorageOptions::default();
-    if matches!(url.scheme(), "s3" | "s3a") {
-        storage.settings = s3_settings(layers)?;
-    }
-    Ok((url, storage))
-}
-
-fn s3_settings(layers: &Layers) -> anyhow::Result<BTreeMap<String, String>> {
-    let none = ("", None);
-    let mut settings = BTreeMap::new();
-    let mut set = |name: &str, value: Option<String>| {
-        if let Some(value) = value {
-            settings.insert(name.to_owned(), value);
-        }
-    };
-    set("aws_access_key_id", layers.pick(none, &MINIO_ACCESS_KEY)?);
-    set("aws_secret_access_key", layers.pick(none, &MINIO_SECRET_KEY)?);
-    set("aws_session_token", layers.pick(none, &S3_TOKEN)?);
-    set("aws_region", layers.pick(none, &S3_REGION)?.or_else(|| Some("us-east-1".to_owned())));
-    if let Some(endpoint) = layers.pick::<String>(none, &S3_ENDPOINT)? {
-        let endpoint = if endpoint.contains("://") { endpoint } else { format!("http://{endpoint}") };
-        set("aws_allow_http", endpoint.starts_with("http://").then(|| "true".to_owned()));
-        set("aws_virtual_hosted_style_request", Some("false".to_owned()));
-        set("aws_endpoint", Some(endpoint));
-    }
-    Ok(settings)
-}
-
-/// A URL, or a folder's path.
-fn lake_url(text: &str) -> anyhow::Result<Url> {
-    if text.contains("://") {
-        return Url::parse(text)
-            .map_err(|error| Fault::usage(format!("the lake \"{text}\" is no URL: {error}")).into());
-    }
-    folder_url(std::path::Path::new(text))
-}
-
-fn folder_url(path: &std::path::Path) -> anyhow::Result<Url> {
-    let absolute = std::path::absolute(path)?;
-    Url::from_directory_path(&absolute)
-        .map_err(|()| Fault::usage(format!("{} cannot be a lake's folder", absolute.display())).into())
 }
 
 fn ports(layers: &Layers, flags: &CommandFlags<'_>) -> anyhow::Result<Ports> {

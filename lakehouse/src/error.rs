@@ -6,6 +6,8 @@ use std::fmt;
 use buoyant_kernel::Error as KernelError;
 use deltalake_core::DeltaTableError;
 
+use crate::storage::Refusal;
+
 /// What every fallible call of this crate returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -63,6 +65,10 @@ impl Error {
     pub(crate) fn store(doing: impl Into<String>, source: object_store::Error) -> Self {
         let kind = store_kind(&source);
         let mut message = doing.into();
+        if let Some(refusal) = Refusal::find(&source.to_string()) {
+            // It says the same in a line as the store does in a page of XML.
+            return Self::with_source(kind, message, refusal.to_string());
+        }
         if kind == ErrorKind::BadConfig {
             message +=
                 " (check this user's rights to it, the credentials and the mount, or name another lake with --lake)";
@@ -72,11 +78,11 @@ impl Error {
 
     /// Wraps an error of the Delta libraries.
     pub(crate) fn delta(doing: impl Into<String>, source: DeltaTableError) -> Self {
-        let kind = match &source {
+        let kind = match source {
+            DeltaTableError::ObjectStore { source } => return Self::store(doing, source),
             DeltaTableError::NotATable(_) => ErrorKind::NotFound,
-            DeltaTableError::ObjectStore { source } => store_kind(source),
-            DeltaTableError::KernelError(source) => kernel_kind(source),
-            _ => kind_beneath(&source),
+            DeltaTableError::KernelError(ref source) => kernel_kind(source),
+            ref source => kind_beneath(source),
         };
         Self::with_source(kind, doing, source)
     }
@@ -128,6 +134,9 @@ pub(crate) fn store_kind(error: &object_store::Error) -> ErrorKind {
         }
         cause = current.source();
     }
+    if let Some(kind) = Refusal::find(&error.to_string()).and_then(|refusal| refusal.kind()) {
+        return kind;
+    }
     match error {
         object_store::Error::NotFound { .. } => ErrorKind::NotFound,
         object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. } => ErrorKind::Conflict,
@@ -142,6 +151,9 @@ pub(crate) fn store_kind(error: &object_store::Error) -> ErrorKind {
 fn kind_beneath(error: &(dyn StdError + 'static)) -> ErrorKind {
     let mut cause = Some(error);
     while let Some(current) = cause {
+        if let Some(error) = current.downcast_ref::<Error>() {
+            return error.kind();
+        }
         if let Some(error) = current.downcast_ref::<object_store::Error>() {
             return store_kind(error);
         }

@@ -5,24 +5,19 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use deltalake_core::logstore::{StorageConfig, default_logstore};
+use object_store::ObjectStore;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
-use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
-use serde::{Deserialize, Serialize};
 use url::Url;
 
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format;
 use crate::name::TableName;
 use crate::publication::NewestPublications;
 use crate::session::{SessionFactory, SessionOptions, is_read_at_head};
 use crate::storage::{self, Storage, StorageOptions};
 use crate::table::Table;
-
-/// The format that this program writes. A lake of a higher one is refused, one of a lower one is read as it is.
-const FORMAT_VERSION: u32 = 1;
-/// Where the lake keeps its mark.
-const FORMAT_FILE: &str = "_lakebeat.json";
 
 /// A lake, open. Clones share what is known of its tables.
 #[derive(Debug, Clone)]
@@ -48,17 +43,12 @@ struct LakeInner {
 /// A table of bronze that appears is seen by queries after this time at the latest.
 const LISTING_AGE_MAX: Duration = Duration::from_secs(2);
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Format {
-    format: u32,
-    written_by: String,
-}
-
 impl Lake {
     /// Opens the lake at `url`, and makes it if nothing is there.
     ///
     /// # Errors
-    /// `BadConfig` if the place can't be written or the URL is of no known kind, `NewerLake` if a newer program wrote it.
+    /// `BadConfig` if the place can't be written or the URL is of no known kind, `NewerLake` if a newer program wrote it,
+    /// `Unavailable` if the store does not answer.
     pub async fn open(url: &Url, options: &StorageOptions, clock: Arc<dyn Clock>) -> Result<Self> {
         Self::over(storage::open(url, options)?, clock).await
     }
@@ -68,12 +58,12 @@ impl Lake {
         let prefix = Path::from_url_path(url.path()).map_err(|source| {
             Error::with_source(ErrorKind::BadConfig, format!("the lake's URL {url} has an impossible path"), source)
         })?;
-        Self::over(Storage { root: store, url: url.clone(), prefix }, clock).await
+        Self::over(Storage { root: store, url: url.clone(), prefix, bucket: None }, clock).await
     }
 
     async fn over(storage: Storage, clock: Arc<dyn Clock>) -> Result<Self> {
         let store: Arc<dyn ObjectStore> = Arc::new(PrefixStore::new(storage.root.clone(), storage.prefix.clone()));
-        check_format(store.as_ref(), &storage.url).await?;
+        format::check(&storage, store.as_ref()).await?;
         let inner = LakeInner {
             storage,
             store,
@@ -187,50 +177,5 @@ impl Lake {
             .collect();
         folders.sort();
         Ok(folders)
-    }
-}
-
-/// Reads the lake's mark, or leaves one in a lake that has none; that it can be left is also the proof that the place can
-/// be written.
-async fn check_format(store: &dyn ObjectStore, url: &Url) -> Result<()> {
-    let path = Path::from(FORMAT_FILE);
-    let found = match store.get(&path).await {
-        Ok(found) => found.bytes().await,
-        Err(object_store::Error::NotFound { .. }) => return write_format(store, &path, url).await,
-        Err(source) => Err(source),
-    };
-    let bytes = found.map_err(|source| Error::store(format!("cannot read the lake at {url}"), source))?;
-    let format: Format = serde_json::from_slice(&bytes).map_err(|source| {
-        Error::with_source(ErrorKind::BadData, format!("{FORMAT_FILE} in the lake at {url} is damaged"), source)
-    })?;
-    if format.format > FORMAT_VERSION {
-        let message = format!(
-            "the lake at {url} has format {}, written by {}; this program reads up to format {FORMAT_VERSION}: \
-             use a newer lakebeat, or another lake with --lake",
-            format.format, format.written_by
-        );
-        return Err(Error::new(ErrorKind::NewerLake, message));
-    }
-    Ok(())
-}
-
-async fn write_format(store: &dyn ObjectStore, path: &Path, url: &Url) -> Result<()> {
-    let format = Format { format: FORMAT_VERSION, written_by: format!("lakebeat {}", env!("CARGO_PKG_VERSION")) };
-    let bytes = serde_json::to_vec(&format)
-        .map_err(|source| Error::with_source(ErrorKind::Bug, "cannot write down the lake's format", source))?;
-    let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-    match store.put_opts(path, PutPayload::from(bytes), options).await {
-        Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
-        Err(source) => {
-            let error = Error::store(format!("cannot write to the lake at {url}"), source);
-            Err(match error.kind() {
-                // A folder that this user may not write shows as a plain I/O error.
-                ErrorKind::Unavailable if url.scheme() == "file" => {
-                    let message = "the lake's folder cannot be written: choose another with --data-dir or --lake";
-                    Error::with_source(ErrorKind::BadConfig, message, error)
-                }
-                _ => error,
-            })
-        }
     }
 }

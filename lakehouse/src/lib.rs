@@ -14,6 +14,7 @@ mod clock;
 mod commit;
 mod error;
 mod file;
+mod format;
 mod lake;
 mod log;
 mod name;

@@ -3,18 +3,22 @@
 //! An S3 store commits by conditional PUT (`If-None-Match: *`), so that the Delta log needs no lock table and no AWS SDK.
 //! `object_store` does not fsync: a killed process loses nothing, a power cut may lose the last seconds on `file://`.
 
+mod s3;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use object_store::ObjectStore;
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use url::Url;
 
 use crate::error::{Error, ErrorKind, Result};
+
+use s3::Bucket;
+pub(crate) use s3::Refusal;
 
 /// Settings of the store, by the names that `object_store` knows (`aws_access_key_id`, `aws_endpoint`, …).
 #[derive(Clone, Default)]
@@ -38,6 +42,8 @@ pub(crate) struct Storage {
     pub(crate) url: Url,
     /// The lake's folder in `root`.
     pub(crate) prefix: Path,
+    /// What can make the place of the lake, if it is a bucket.
+    pub(crate) bucket: Option<Bucket>,
 }
 
 /// Opens the store that `url` names. For `file://` the folder is made if it is missing.
@@ -49,10 +55,11 @@ pub(crate) fn open(url: &Url, options: &StorageOptions) -> Result<Storage> {
     let prefix = Path::from_url_path(url.path()).map_err(|source| {
         Error::with_source(ErrorKind::BadConfig, format!("the lake's URL {url} has an impossible path"), source)
     })?;
+    let mut bucket = None;
     let root: Arc<dyn ObjectStore> = match url.scheme() {
         "file" => open_folder(&url)?,
         "memory" => Arc::new(InMemory::new()),
-        "s3" | "s3a" => open_s3(&url, options)?,
+        "s3" | "s3a" => bucket.insert(Bucket::new(&url, options)?).store(),
         other => {
             return Err(Error::new(
                 ErrorKind::BadConfig,
@@ -60,7 +67,7 @@ pub(crate) fn open(url: &Url, options: &StorageOptions) -> Result<Storage> {
             ));
         }
     };
-    Ok(Storage { root, url, prefix })
+    Ok(Storage { root, url, prefix, bucket })
 }
 
 fn open_folder(url: &Url) -> Result<Arc<dyn ObjectStore>> {
@@ -73,21 +80,4 @@ fn open_folder(url: &Url) -> Result<Arc<dyn ObjectStore>> {
         Error::with_source(ErrorKind::BadConfig, message, source)
     })?;
     Ok(Arc::new(LocalFileSystem::new()))
-}
-
-fn open_s3(url: &Url, options: &StorageOptions) -> Result<Arc<dyn ObjectStore>> {
-    let bucket = url
-        .host_str()
-        .ok_or_else(|| Error::new(ErrorKind::BadConfig, format!("{url} names no bucket: write s3://bucket/path")))?;
-    let mut builder = AmazonS3Builder::new().with_bucket_name(bucket);
-    for (name, value) in &options.settings {
-        let key: AmazonS3ConfigKey = name.parse().map_err(|source| {
-            Error::with_source(ErrorKind::BadConfig, format!("\"{name}\" is not a setting of an S3 store"), source)
-        })?;
-        builder = builder.with_config(key, value);
-    }
-    let store = builder.build().map_err(|source| {
-        Error::with_source(ErrorKind::BadConfig, format!("the settings for {url} do not fit"), source)
-    })?;
-    Ok(Arc::new(store))
 }

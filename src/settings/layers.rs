@@ -45,6 +45,13 @@ impl Layers {
         Ok(layers)
     }
 
+    /// Of nothing but these variables.
+    #[cfg(test)]
+    pub(super) fn of_environment(variables: &[(&str, &str)]) -> Self {
+        let environment = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Self { environment, ..Self::default() }
+    }
+
     /// The value of a setting, the flag's if it was given; nothing if nobody sets it.
     pub(crate) fn pick<T>(&self, flag: (&str, Option<&String>), setting: &Setting) -> anyhow::Result<Option<T>>
     where

@@ -1,4 +1,4 @@
-//! Tests of the lake as its users see it, on memory and on disk.
+//! Tests of the lake as its users see it, in memory, on disk and in a bucket.
 
 mod cleaning;
 mod faulty;

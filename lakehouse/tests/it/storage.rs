@@ -2,7 +2,7 @@
 
 use lakehouse::{Changes, Commit, ErrorKind, Operation, Outcome, StageOptions, TableName};
 
-use crate::support::{commit_of, ids, lakes, name, numbers, open, rows, spec};
+use crate::support::{commit_of, ids, lakes, name, numbers, opened_again, rows, s3_options, spec};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_and_ledger_land_together() {
@@ -93,8 +93,7 @@ async fn another_process_reads_the_same_from_checkpoint_and_log() {
             let version = u64::try_from(number).expect("positive");
             assert_eq!(table.append(version, commit).await.expect("committed"), Outcome::Committed(version + 1));
         }
-        // Memory lives in one process only: there a fresh handle does as well as a fresh process.
-        let lake = if test.url.scheme() == "file" { open(&test.url).await } else { test.lake.clone() };
+        let lake = opened_again(&test).await;
         let again = lake.table(&name());
         assert_eq!(ids(&lake, &again).await, (0..230).collect::<Vec<_>>());
         let app_ids: Vec<_> = (0..8).map(|writer| format!("writer {writer}")).collect();
@@ -210,4 +209,42 @@ async fn a_newer_lake_is_refused() {
         lakehouse::Lake::open(&test.url, &lakehouse::StorageOptions::default(), clock).await.expect_err("refused");
     assert_eq!(refused.kind(), ErrorKind::NewerLake);
     assert!(refused.to_string().contains("lakebeat 9.0.0"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_s3_server_refuses_is_told_with_the_remedy() {
+    let refused = async |bucket: &str, setting: &str, value: &str| {
+        let mut options = s3_options();
+        options.settings.insert(setting.to_owned(), value.to_owned());
+        let url = url::Url::parse(&format!("s3://{bucket}/lake")).expect("valid URL");
+        let clock = std::sync::Arc::new(lakehouse::SystemClock);
+        let error = lakehouse::Lake::open(&url, &options, clock).await.expect_err("refused");
+        assert_eq!(error.kind(), ErrorKind::BadConfig, "{error}");
+        error.to_string()
+    };
+    let bucket = format!("test-{}", uuid::Uuid::new_v4());
+    for (setting, value, said, remedy) in [
+        ("aws_access_key_id", "nobody", "InvalidAccessKeyId", "check MINIO_ACCESS_KEY"),
+        ("aws_secret_access_key", "wrong-secret", "SignatureDoesNotMatch", "check MINIO_SECRET_KEY"),
+        ("aws_session_token", "wrong-token", "InvalidTokenId", "AWS_SESSION_TOKEN"),
+    ] {
+        let error = refused(&bucket, setting, value).await;
+        assert!(error.contains(said) && error.contains(remedy) && error.contains(&bucket), "{error}");
+        assert!(!error.contains("<?xml") && error.len() < 500, "{error}");
+    }
+    let error = refused("Not_A_Bucket", "aws_region", "us-east-1").await;
+    assert!(error.contains("InvalidBucketName") && error.contains("MINIO_BUCKET"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_s3_server_that_is_away_is_unavailable_within_seconds() {
+    let mut options = s3_options();
+    options.settings.insert("aws_endpoint".to_owned(), "http://127.0.0.1:1".to_owned());
+    let url = url::Url::parse("s3://bucket").expect("valid URL");
+    let clock = std::sync::Arc::new(lakehouse::SystemClock);
+    let opening = lakehouse::Lake::open(&url, &options, clock);
+    let error = tokio::time::timeout(std::time::Duration::from_secs(60), opening).await.expect("gives up");
+    let error = error.expect_err("nobody listens there");
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(error.to_string().contains("127.0.0.1:1"), "{error}");
 }

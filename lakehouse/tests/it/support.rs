@@ -17,9 +17,9 @@ pub(crate) struct TestLake {
     _folder: Option<tempfile::TempDir>,
 }
 
-/// One lake in memory and one on disk: every test of the suite runs on both.
+/// One lake in memory, one on disk and one in a bucket: every test of the suite runs on all of them.
 pub(crate) async fn lakes() -> Vec<TestLake> {
-    vec![in_memory().await, on_disk().await]
+    vec![in_memory().await, on_disk().await, in_a_bucket().await]
 }
 
 pub(crate) async fn in_memory() -> TestLake {
@@ -33,8 +33,40 @@ pub(crate) async fn on_disk() -> TestLake {
     TestLake { lake: open(&url).await, url, _folder: Some(folder) }
 }
 
+/// A lake in a bucket that is not there yet, on the server that the test's caller has started.
+pub(crate) async fn in_a_bucket() -> TestLake {
+    let url = Url::parse(&format!("s3://test-{}/a%20lake/", uuid::Uuid::new_v4())).expect("valid URL");
+    TestLake { lake: open(&url).await, url, _folder: None }
+}
+
+/// Another process's view of the lake: nothing is shared but what is stored. Only memory is nobody else's to see.
+pub(crate) async fn opened_again(test: &TestLake) -> Lake {
+    if test.url.scheme() == "memory" { test.lake.clone() } else { open(&test.url).await }
+}
+
 pub(crate) async fn open(url: &Url) -> Lake {
-    Lake::open(url, &StorageOptions::default(), Arc::new(SystemClock)).await.expect("the lake opens")
+    Lake::open(url, &options(url), Arc::new(SystemClock)).await.expect("the lake opens")
+}
+
+fn options(url: &Url) -> StorageOptions {
+    if url.scheme() == "s3" { s3_options() } else { StorageOptions::default() }
+}
+
+/// The settings of the S3 server of the tests. `make test` starts one; by hand: `scripts/with-minio.sh COMMAND`.
+#[expect(clippy::disallowed_methods, reason = "a test learns from its caller where the server is")]
+pub(crate) fn s3_options() -> StorageOptions {
+    let endpoint =
+        std::env::var("TEST_S3_ENDPOINT").expect("run this by `make test`, or by scripts/with-minio.sh COMMAND");
+    let key = std::env::var("TEST_S3_KEY").expect("set together with the endpoint");
+    let settings = [
+        ("aws_endpoint", endpoint.as_str()),
+        ("aws_allow_http", "true"),
+        ("aws_region", "us-east-1"),
+        ("aws_access_key_id", &key),
+        ("aws_secret_access_key", &key),
+    ];
+    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    StorageOptions { settings: settings.into() }
 }
 
 pub(crate) fn schema() -> SchemaRef {

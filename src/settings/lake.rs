@@ -1,0 +1,228 @@
+//! Where the lake lies, and by which credentials it is reached.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use lakehouse::StorageOptions;
+use url::Url;
+
+use super::layers::{Layers, Setting};
+use crate::output::Fault;
+
+const LAKE: Setting = Setting { key: "lake", variables: &["LAKEBEAT_LAKE"] };
+const ENDPOINT: Setting = Setting {
+    key: "s3.endpoint",
+    variables: &["LAKEBEAT_S3_ENDPOINT", "MINIO_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"],
+};
+/// Only these say that the lake is a bucket: an address for AWS's own tools must not move it.
+const MINIO_ENDPOINT: Setting = Setting { key: "s3.endpoint", variables: &["LAKEBEAT_S3_ENDPOINT", "MINIO_ENDPOINT"] };
+const BUCKET: Setting = Setting { key: "s3.bucket", variables: &["LAKEBEAT_S3_BUCKET", "MINIO_BUCKET"] };
+const REGION: Setting =
+    Setting { key: "s3.region", variables: &["LAKEBEAT_S3_REGION", "AWS_REGION", "AWS_DEFAULT_REGION"] };
+const ACCESS_KEY: Setting =
+    Setting { key: "s3.access_key", variables: &["LAKEBEAT_S3_ACCESS_KEY", "MINIO_ACCESS_KEY"] };
+const SECRET_KEY: Setting =
+    Setting { key: "s3.secret_key", variables: &["LAKEBEAT_S3_SECRET_KEY", "MINIO_SECRET_KEY"] };
+const SESSION_TOKEN: Setting = Setting { key: "s3.session_token", variables: &["LAKEBEAT_S3_SESSION_TOKEN"] };
+
+// What follows are AWS's own names, which have no key in our file.
+const AWS_ACCESS_KEY: Setting = Setting { key: "", variables: &["AWS_ACCESS_KEY_ID"] };
+const AWS_SECRET_KEY: Setting = Setting { key: "", variables: &["AWS_SECRET_ACCESS_KEY"] };
+const AWS_SESSION_TOKEN: Setting = Setting { key: "", variables: &["AWS_SESSION_TOKEN"] };
+const AWS_PROFILE: Setting = Setting { key: "", variables: &["AWS_PROFILE"] };
+/// A role in place of keys: that of a Kubernetes service account, or of a container.
+const AWS_ROLES: [Setting; 6] = [
+    Setting { key: "", variables: &["AWS_WEB_IDENTITY_TOKEN_FILE"] },
+    Setting { key: "", variables: &["AWS_ROLE_ARN"] },
+    Setting { key: "", variables: &["AWS_ROLE_SESSION_NAME"] },
+    Setting { key: "", variables: &["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"] },
+    Setting { key: "", variables: &["AWS_CONTAINER_CREDENTIALS_FULL_URI"] },
+    Setting { key: "", variables: &["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"] },
+];
+
+/// What has a key in `lakebeat.toml`.
+pub(super) const ALL: &[&Setting] = &[&LAKE, &ENDPOINT, &BUCKET, &REGION, &ACCESS_KEY, &SECRET_KEY, &SESSION_TOKEN];
+
+/// The lake's URL: what is set, or the bucket of the replaced pipeline's settings, or a folder in the data folder.
+pub(super) fn read(flag: Option<&String>, layers: &Layers, data_dir: &Path) -> anyhow::Result<(Url, StorageOptions)> {
+    let set: Option<String> = layers.pick(("--lake", flag), &LAKE)?;
+    let url = match set {
+        Some(text) => lake_url(&text)?,
+        None if pick(layers, &MINIO_ENDPOINT)?.is_some() => bucket_url(layers)?,
+        None => folder_url(&data_dir.join("lake"))?,
+    };
+    let mut storage = StorageOptions::default();
+    if matches!(url.scheme(), "s3" | "s3a") {
+        storage.settings = s3_settings(layers)?;
+    }
+    Ok((url, storage))
+}
+
+fn pick(layers: &Layers, setting: &Setting) -> anyhow::Result<Option<String>> {
+    layers.pick(("", None), setting)
+}
+
+fn bucket_url(layers: &Layers) -> anyhow::Result<Url> {
+    let bucket = pick(layers, &BUCKET)?.ok_or_else(|| {
+        Fault::usage("MINIO_ENDPOINT is set, but no bucket: set MINIO_BUCKET, or the lake with --lake s3://bucket")
+    })?;
+    lake_url(&format!("s3://{bucket}"))
+}
+
+/// The store's settings, by the names that `object_store` knows.
+fn s3_settings(layers: &Layers) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut settings = credentials(layers)?;
+    let mut set = |name: &str, value: String| settings.insert(name.to_owned(), value);
+    set("aws_region", pick(layers, &REGION)?.unwrap_or_else(|| "us-east-1".to_owned()));
+    let endpoint = pick(layers, &ENDPOINT)?;
+    if let Some(endpoint) = &endpoint {
+        let endpoint = endpoint.trim_end_matches('/');
+        let endpoint = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
+        set("aws_allow_http", endpoint.starts_with("http://").to_string());
+        set("aws_virtual_hosted_style_request", "false".to_owned());
+        set("aws_endpoint", endpoint);
+    }
+    if settings.contains_key("aws_access_key_id") {
+        return Ok(settings);
+    }
+    if let Some(profile) = pick(layers, &AWS_PROFILE)? {
+        let message = format!(
+            "AWS_PROFILE is \"{profile}\", but profiles and SSO are not read here: put what \
+             `aws configure export-credentials --format env` prints into the environment"
+        );
+        return Err(Fault::usage(message).into());
+    }
+    // Without any of these the store asks for the role of the EC2 instance, which a server of one's own has not.
+    if endpoint.is_some() && !AWS_ROLES.iter().any(|role| settings.contains_key(&store_name(role))) {
+        let message =
+            "the lake is in a bucket, but there are no credentials: set MINIO_ACCESS_KEY and MINIO_SECRET_KEY";
+        return Err(Fault::usage(message).into());
+    }
+    Ok(settings)
+}
+
+/// Our key and secret, or else AWS's. Never one of each: they would not fit.
+fn credentials(layers: &Layers) -> anyhow::Result<BTreeMap<String, String>> {
+    let ours = [("MINIO_ACCESS_KEY", &ACCESS_KEY), ("MINIO_SECRET_KEY", &SECRET_KEY)];
+    let of_aws = [("AWS_ACCESS_KEY_ID", &AWS_ACCESS_KEY), ("AWS_SECRET_ACCESS_KEY", &AWS_SECRET_KEY)];
+    let mut settings = BTreeMap::new();
+    for (pair, token) in [(ours, &SESSION_TOKEN), (of_aws, &AWS_SESSION_TOKEN)] {
+        let [(access_name, access), (secret_name, secret)] = pair;
+        let (access, secret) = match (pick(layers, access)?, pick(layers, secret)?) {
+            (None, None) => continue,
+            (Some(access), Some(secret)) => (access, secret),
+            (Some(_), None) => return Err(without(access_name, secret_name)),
+            (None, Some(_)) => return Err(without(secret_name, access_name)),
+        };
+        settings.insert("aws_access_key_id".to_owned(), access);
+        settings.insert("aws_secret_access_key".to_owned(), secret);
+        settings.extend(pick(layers, token)?.map(|token| ("aws_session_token".to_owned(), token)));
+        return Ok(settings);
+    }
+    for role in &AWS_ROLES {
+        settings.extend(pick(layers, role)?.map(|value| (store_name(role), value)));
+    }
+    Ok(settings)
+}
+
+fn without(given: &str, missing: &str) -> anyhow::Error {
+    Fault::usage(format!("{given} is set, but {missing} is not: set both")).into()
+}
+
+/// The store calls a setting as AWS calls the variable, in small letters.
+fn store_name(setting: &Setting) -> String {
+    setting.variables[0].to_lowercase()
+}
+
+/// A URL, or a folder's path.
+fn lake_url(text: &str) -> anyhow::Result<Url> {
+    if text.contains("://") {
+        return Url::parse(text)
+            .map_err(|error| Fault::usage(format!("the lake \"{text}\" is no URL: {error}")).into());
+    }
+    folder_url(Path::new(text))
+}
+
+fn folder_url(path: &Path) -> anyhow::Result<Url> {
+    let absolute = std::path::absolute(path)?;
+    Url::from_directory_path(&absolute)
+        .map_err(|()| Fault::usage(format!("{} cannot be a lake's folder", absolute.display())).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    /// The settings of an s3:// lake as `name=value` words; `variables` as they stand in the environment.
+    fn check(variables: &[(&str, &str)], expected: Expect) {
+        let layers = Layers::of_environment(variables);
+        let shown = match read(None, &layers, Path::new("/data")) {
+            Ok((url, storage)) => {
+                let settings = storage.settings.iter().map(|(name, value)| format!(" {name}={value}"));
+                format!("{url}{}", settings.collect::<String>())
+            }
+            Err(error) => error.to_string(),
+        };
+        expected.assert_eq(&shown);
+    }
+
+    #[test]
+    fn a_bucket_of_minio() {
+        let minio = [("MINIO_ENDPOINT", "localhost:9002/"), ("MINIO_BUCKET", "spotify")];
+        let keys = [("MINIO_ACCESS_KEY", "admin"), ("MINIO_SECRET_KEY", "secret")];
+        check(
+            &[&minio[..], &keys[..]].concat(),
+            expect![
+                "s3://spotify aws_access_key_id=admin aws_allow_http=true aws_endpoint=http://localhost:9002 aws_region=us-east-1 aws_secret_access_key=secret aws_virtual_hosted_style_request=false"
+            ],
+        );
+        // The keys of somebody's AWS account, which are there as well, are not for this store.
+        let aws = [("AWS_ACCESS_KEY_ID", "AKIA"), ("AWS_SECRET_ACCESS_KEY", "x"), ("AWS_SESSION_TOKEN", "y")];
+        check(
+            &[&minio[..], &keys[..], &aws[..]].concat(),
+            expect![
+                "s3://spotify aws_access_key_id=admin aws_allow_http=true aws_endpoint=http://localhost:9002 aws_region=us-east-1 aws_secret_access_key=secret aws_virtual_hosted_style_request=false"
+            ],
+        );
+        check(
+            &minio,
+            expect!["the lake is in a bucket, but there are no credentials: set MINIO_ACCESS_KEY and MINIO_SECRET_KEY"],
+        );
+        check(
+            &[&minio[..], &keys[..1]].concat(),
+            expect!["MINIO_ACCESS_KEY is set, but MINIO_SECRET_KEY is not: set both"],
+        );
+        check(
+            &minio[..1],
+            expect!["MINIO_ENDPOINT is set, but no bucket: set MINIO_BUCKET, or the lake with --lake s3://bucket"],
+        );
+    }
+
+    #[test]
+    fn a_bucket_of_aws() {
+        let lake = ("LAKEBEAT_LAKE", "s3://mine/lake");
+        let region = ("AWS_DEFAULT_REGION", "eu-central-1");
+        check(
+            &[lake, region, ("AWS_ACCESS_KEY_ID", "AKIA"), ("AWS_SECRET_ACCESS_KEY", "x"), ("AWS_SESSION_TOKEN", "y")],
+            expect![
+                "s3://mine/lake aws_access_key_id=AKIA aws_region=eu-central-1 aws_secret_access_key=x aws_session_token=y"
+            ],
+        );
+        check(
+            &[lake, ("AWS_ROLE_ARN", "arn:aws:iam::1:role/r"), ("AWS_WEB_IDENTITY_TOKEN_FILE", "/token")],
+            expect![
+                "s3://mine/lake aws_region=us-east-1 aws_role_arn=arn:aws:iam::1:role/r aws_web_identity_token_file=/token"
+            ],
+        );
+        check(
+            &[lake, ("AWS_PROFILE", "work")],
+            expect![[
+                r#"AWS_PROFILE is "work", but profiles and SSO are not read here: put what `aws configure export-credentials --format env` prints into the environment"#
+            ]],
+        );
+        // An address for AWS's own tools does not move the lake.
+        check(&[("AWS_ENDPOINT_URL", "http://localhost:4566")], expect!["file:///data/lake/"]);
+    }
+}
