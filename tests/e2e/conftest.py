@@ -20,6 +20,14 @@ def pytest_configure(config):
             pytest.exit(f"{needed} is missing: run `{command}`", returncode=2)
 
 
+# What takes long in one piece: if a worker began with it last, the other one would wait.
+LONG = ("test_outages.py", "test_stack_kill.py", "test_up_stack.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """What ended before this test began has no part in its failure."""
