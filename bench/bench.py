@@ -94,7 +94,6 @@ def speed(arguments, folder, kafka, minio):
     say("draining it into a folder")
     on_disk, disk_cost = drained(kafka, topic, folder / "disk")
     say("draining it into MinIO")
-    minio.make_bucket("drained")
     in_minio, minio_cost = drained(kafka, topic, folder / "minio-client", **minio.environment("drained"))
     assert bare["events"] == on_disk["rows"] == in_minio["rows"] == arguments.events, (bare, on_disk, in_minio)
     return {
@@ -124,7 +123,6 @@ def commits(folder, kafka, minio):
     folder.mkdir()
     topic = "commits"
     produced(kafka, topic, COMMITS * COMMIT_ROWS, folder)
-    minio.make_bucket("commits")
     found = {}
     for name, settings in (("disk", {}), ("minio", minio.environment("commits"))):
         say(f"{COMMITS} small commits: {name}")
@@ -292,7 +290,6 @@ def main():
                 say(f"freshness at {rate} events a second, {place}")
                 where = {}
                 if place == STACK:
-                    minio.make_bucket("fresh")
                     where = {"brokers": kafka.address, "env": minio.environment("fresh")}
                 fresh[rate, place] = freshness(rate, folder / f"fresh-{len(fresh)}", **where)
         finally:

@@ -116,9 +116,6 @@ say "MinIO  http://127.0.0.1:$minio_port, its page http://127.0.0.1:$page_port (
 say "Kafka  127.0.0.1:$kafka_port"
 
 
-# Until the program makes a missing bucket by itself.
-curl --silent --user "$access_key:$secret_key" --aws-sigv4 aws:amz:us-east-1:s3 --request PUT "http://127.0.0.1:$minio_port/$bucket" >/dev/null
-
 # For other commands on the same lake.
 names="$stack/env"
 (

@@ -164,7 +164,6 @@ def started_in_order(services, folder, names, ended_later):
 
 
 def test_the_services_do_their_work(tmp_path, no_dotenv, kafka, minio, place, ended_later):
-    minio.make_bucket(place)
     chosen = {
         "KAFKA_TOPIC": place, "KAFKA_GROUP_ID": place, "MINIO_BUCKET": place, "MINIO_ACCESS_KEY": minio.access_key,
         "MINIO_SECRET_KEY": minio.secret_key, "EVENT_INTERVAL_SECONDS": "0.005",

@@ -18,7 +18,6 @@ class Pipeline:
 
     def __init__(self, folder, kafka, minio, topic, seed, ended_later):
         folder.mkdir()
-        minio.make_bucket(topic)
         self.kafka, self.topic, self.lake = kafka, topic, minio.lake(topic)
         env = minio.environment(topic)
         self.up = ended_later(Up(folder, "--no-simulate", brokers=kafka.address, topic=topic, env=env)).start()
@@ -99,7 +98,6 @@ def test_nothing_answers_at_the_start(tmp_path, kafka, minio, place, ended_later
     # Without a store there is nothing to do: it says so and ends, and whoever runs it starts it again.
     assert ended.wait(30) == 3, ended.tail()
     ended_later(late).start()
-    late.make_bucket(place)
     ended_later(ended.start())
     wait_for("it has begun", lambda: sum(late.lake(place).counts()) == 300, seconds=60, every=0.5, alive=ended)
     ended.stop()

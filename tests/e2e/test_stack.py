@@ -22,7 +22,6 @@ TABLES = (
 
 def test_every_event_is_accounted_for(tmp_path, kafka, minio, place, seed, ended_later):
     print(f"seed {seed}")
-    minio.make_bucket(place)
     lake = minio.lake(place)
     up = ended_later(
         Up(tmp_path, "--no-simulate", brokers=kafka.address, topic=place, env=minio.environment(place))
@@ -94,7 +93,6 @@ def test_a_bucket_that_the_old_pipeline_has_filled(tmp_path, kafka, minio, place
 @pytest.fixture
 def old_settings(tmp_path, kafka, minio, place):
     """A folder with a `.env` of the old pipeline."""
-    minio.make_bucket(place)
     text = OLD_SETTINGS.format(
         kafka=kafka.port, minio=minio.port, place=place, access_key=minio.access_key, secret_key=minio.secret_key
     )

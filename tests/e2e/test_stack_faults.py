@@ -62,7 +62,7 @@ def test_no_rights_on_the_bucket(tmp_path, kafka, minio, place, topic, command):
     minio.make_bucket(place)
     limited = minio.limited_to("another-bucket") | {"MINIO_BUCKET": place, "KAFKA_TOPIC": topic}
     ended = run(*COMMANDS[command](kafka.address), cwd=tmp_path, env=limited, timeout=90)
-    check_refused(ended, WRONG, f"s3://{place}", "AccessDenied", "MINIO_ACCESS_KEY")
+    check_refused(ended, WRONG, f"s3://{place}", "AccessDenied", "s3:PutObject")
     assert minio.objects(place) == []
 
 
@@ -84,7 +84,7 @@ def test_a_missing_bucket_is_made(tmp_path, kafka, minio, place, topic):
 def test_a_missing_bucket_that_may_not_be_made(tmp_path, kafka, minio, place, topic):
     limited = minio.limited_to("another-bucket") | {"MINIO_BUCKET": place, "KAFKA_TOPIC": topic}
     ended = run("ingest", "--until-end", "--brokers", kafka.address, cwd=tmp_path, env=limited, timeout=90)
-    check_refused(ended, WRONG, place, "AccessDenied", "MINIO_BUCKET")
+    check_refused(ended, WRONG, place, "AccessDenied", "s3:CreateBucket")
 
 
 @pytest.mark.parametrize("bucket", ["Under_Score", "UPPER", "a", "with space", "spotify.events", "-dash"])
@@ -118,7 +118,6 @@ def test_an_endpoint_that_is_no_address(tmp_path, minio, place):
 
 
 def test_an_endpoint_without_its_scheme(tmp_path, minio, place):
-    minio.make_bucket(place)
     env = minio.environment(place) | {"MINIO_ENDPOINT": f"127.0.0.1:{minio.port}"}
     ended = run("table", "ls", cwd=tmp_path, env=env)
     assert ended.status == 0, ended
@@ -127,7 +126,6 @@ def test_an_endpoint_without_its_scheme(tmp_path, minio, place):
 @pytest.mark.parametrize("missing", ["MINIO_ACCESS_KEY", "MINIO_SECRET_KEY"])
 def test_a_missing_credential_is_named(tmp_path, minio, place, missing):
     """And not looked for elsewhere: a store without credentials would be asked for those of a machine in a cloud."""
-    minio.make_bucket(place)
     ended = run("table", "ls", cwd=tmp_path, env=minio.environment(place) | {missing: ""}, timeout=90)
     check_refused(ended, WRONG, missing)
 
@@ -139,7 +137,7 @@ def test_a_wrong_region(tmp_path, place, ended_later):
     ended_later(server).start()
     env = server.environment(place)
     ended = run("table", "ls", cwd=tmp_path, env=env | {"AWS_REGION": "us-west-2"}, timeout=90)
-    check_refused(ended, WRONG, "us-west-2", "eu-central-1", "AWS_REGION")
+    check_refused(ended, WRONG, "eu-central-1", "AWS_REGION")
     ended = run("table", "ls", cwd=tmp_path, env=env | {"AWS_REGION": "eu-central-1"}, timeout=90)
     assert ended.status == 0, ended
 
@@ -149,7 +147,6 @@ def test_a_wrong_region(tmp_path, place, ended_later):
 
 def test_wrong_brokers(tmp_path, minio, place, ended_later):
     """All at once: each may take its time to be sure that nobody answers, but not a person's patience."""
-    minio.make_bucket(place)
     wrong = [f"127.0.0.1:{free_ports(1)[0]}", "no-such-host.invalid:9092", "127.0.0.1:notaport"]
     started = {}
     for brokers in wrong:
@@ -164,7 +161,6 @@ def test_wrong_brokers(tmp_path, minio, place, ended_later):
 
 def test_one_broker_of_two_is_wrong(tmp_path, kafka, minio, place, topic):
     """As in a list of an inner and an outer name, of which only one leads anywhere from here."""
-    minio.make_bucket(place)
     brokers = f"kafka.invalid:9092,{kafka.address}"
     env = minio.environment(place) | {"KAFKA_BOOTSTRAP_SERVERS": brokers, "KAFKA_TOPIC": topic}
     ended = run("ingest", "--until-end", "--json", cwd=tmp_path, env=env)
@@ -182,7 +178,6 @@ def test_a_missing_topic(tmp_path, kafka, minio, place):
 
 
 @pytest.mark.parametrize("topic_name", ["spotify events", "spotify/events", "ü", "."])
-def test_a_topic_that_cannot_be(tmp_path, kafka, minio, place, topic_name):
-    minio.make_bucket(place)
+def test_a_topic_that_cannot_be(tmp_path, kafka, topic_name):
     ended = run("simulate", "--count", 1, "--brokers", kafka.address, "--topic", topic_name, cwd=tmp_path, timeout=90)
     check_refused(ended, WRONG, topic_name)

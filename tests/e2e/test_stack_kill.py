@@ -35,7 +35,6 @@ class Consumer(Process):
 def test_twenty_kills_among_three_consumers(tmp_path, kafka, minio, place, seed, ended_later):
     print(f"seed {seed}")
     chance = random.Random(seed)
-    minio.make_bucket(place)
     lake = minio.lake(place)
     log = tmp_path / "delivered.jsonl"
     producer = ended_later(
@@ -48,6 +47,7 @@ def test_twenty_kills_among_three_consumers(tmp_path, kafka, minio, place, seed,
     models = ended_later(Process("transform", "build", "--watch", cwd=tmp_path, env=minio.environment(place))).start()
     consumers = [ended_later(Consumer(number, tmp_path, kafka, minio, place)).start() for number in range(CONSUMERS)]
 
+    wait_for("it has begun", lambda: sum(lake.counts()) > 0, seconds=60, every=0.5, alive=producer)
     has_grown = grown(lake)
     for _ in range(KILLS):
         # So a kill never hits a group that has done nothing since the last one.

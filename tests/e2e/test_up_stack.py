@@ -107,6 +107,14 @@ def test_a_taken_port_names_the_setting(tmp_path, setting):
     assert stack.parts() == {}
 
 
+def test_its_status_is_that_of_lakebeat(tmp_path, ended_later):
+    stack = ended_later(UpStack(tmp_path))
+    stack.args += ["--project", str(tmp_path / "missing")]
+    stack.start()
+    assert stack.wait(60) == 2 and "missing" in stack.err(), stack.tail()
+    assert stack.is_gone({})
+
+
 def test_nothing_is_left_when_it_is_killed(tmp_path, ended_later):
     stack = ended_later(UpStack(tmp_path)).start()
     wait_for("all is started", lambda: len(stack.parts()) == 3, seconds=60, alive=stack)
