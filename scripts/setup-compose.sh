@@ -19,5 +19,5 @@ export GOMODCACHE="$folder/modules" GOCACHE="$folder/build" GOTOOLCHAIN=local CG
 cp --recursive --no-preserve=mode "$GOMODCACHE/github.com/docker/compose/v2@$version" "$folder/source"
 (cd "$folder/source" && "$go" build -trimpath -ldflags '-s -w' -o "$folder/bin/docker-compose" ./cmd) 2> >(sed '/^go: downloading/d' >&2)
 "$go" clean -modcache -cache
-rm -rf "$folder/source"
+rm -rf "$folder/source" "$GOCACHE"
 stamp "$folder" "$version"

@@ -36,7 +36,8 @@ flock --nonblock 7 || {
 }
 
 answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
-for port in KAFKA_PORT=$kafka_port KAFKA_CONTROLLER_PORT=$controller_port MINIO_PORT=$minio_port MINIO_CONSOLE_PORT=$page_port; do
+for port in KAFKA_PORT=$kafka_port KAFKA_CONTROLLER_PORT=$controller_port MINIO_PORT=$minio_port \
+    MINIO_CONSOLE_PORT=$page_port; do
     if answers "${port#*=}"; then
         say "error: port ${port#*=} is taken: end what listens there, or choose another with ${port%=*}"
         exit 2
