@@ -135,8 +135,13 @@ async fn transform(transform: cli::Transform, settings: &Settings) -> anyhow::Re
             let (project, options) = options_of(&models)?;
             let lake = pipeline::open_lake(settings).await?;
             let (progress, _) = watch::channel(transforms::WatchProgress::default());
-            let cadence = transforms::Cadence::default();
-            Ok(transforms::watch(&lake, &project, &options, &cadence, progress, stop::on_signal()?).await?)
+            let (cadence, token) = (transforms::Cadence::default(), stop::on_signal()?);
+            let watching = transforms::watch(&lake, &project, &options, &cadence, progress, token.clone());
+            tokio::select! {
+                ended = watching => Ok(ended?),
+                // Ends with the token only, of which the watch hears as well, and has more to bring home.
+                () = async { pipeline::clean(&lake, token).await; std::future::pending().await } => Ok(()),
+            }
         }
         cli::Transform::Build { models, watch: false } => {
             let (project, options) = options_of(&models)?;

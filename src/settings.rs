@@ -13,7 +13,7 @@ use ingest::topic::TopicSpec;
 use lakehouse::StorageOptions;
 use url::Url;
 
-use crate::cli::{Cli, Command, Doors, Kafka};
+use crate::cli::{Cli, Command, Doors, Kafka, Transform};
 use crate::output::Fault;
 use layers::{Layers, Setting};
 
@@ -200,6 +200,7 @@ impl<'a> CommandFlags<'a> {
 fn default_log_level(command: &Command) -> &'static str {
     match command {
         Command::Up(_) | Command::Broker(_) | Command::Serve(_) | Command::Ingest(_) => "info",
+        Command::Transform(Transform::Build { watch: true, .. }) => "info",
         _ => "warn",
     }
 }
