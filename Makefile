@@ -2,7 +2,7 @@
 # is missing; a second run finds it in the cache (LAKEBEAT_CACHE, ~/.cache/lakebeat by default).
 
 .DEFAULT_GOAL := help
-.PHONY: help up build test bench setup setup-stack
+.PHONY: help up up-stack build test bench setup setup-stack
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -11,6 +11,9 @@ help: ## show this list
 up: build ## build, then run everything: broker, simulator, ingest, models, doors (ARGS='--rate 100')
 	@exec env --unset=LAKEBEAT_CACHE bin/lakebeat up $(ARGS)
 
+up-stack: build setup-stack ## the same on a real Kafka and a real MinIO, which it installs and starts (ARGS='--rate 100')
+	@exec scripts/up-stack.sh $(ARGS)
+
 build: ## build bin/lakebeat
 	@scripts/setup-rust.sh
 	@scripts/build.sh
@@ -18,7 +21,7 @@ build: ## build bin/lakebeat
 test: ## format, structure, lints, unit tests, end-to-end tests (STAGES='lints e2e' picks some)
 	@scripts/test.sh $(STAGES)
 
-bench: build ## measure speed and freshness, write bench/results.md (EVENTS=2000000)
+bench: build setup-stack ## measure speed and freshness, write bench/results.md (EVENTS=2000000)
 	@scripts/setup-python.sh
 	@scripts/bench.sh $(EVENTS)
 
@@ -26,6 +29,6 @@ setup: ## install what `make build` and `make test` need, and nothing else
 	@scripts/setup-rust.sh
 	@scripts/setup-tests.sh
 
-setup-stack: ## install a real Kafka and MinIO, which neither `make up` nor `make test` needs
+setup-stack: ## install a real Kafka and MinIO (MinIO is built: five minutes on two cores, once)
 	@scripts/setup-kafka.sh
 	@scripts/setup-minio.sh

@@ -1,13 +1,14 @@
 """Speed and freshness, measured and never asserted. Run by `make bench`; writes results.md beside this file.
 
-1. A topic of so many events is drained twice: by librdkafka, arrow-json and the Parquet encoder with nothing in between
-   (ingest/examples/bare_drain.rs), then by `lakebeat ingest --until-end`.
-2. While `lakebeat up` takes in 100 and then 5,000 events a second, marked events are sent, and how long each takes until a
-   query of gold at the PostgreSQL door shows it is noted.
+1. A topic of so many events on a real Kafka is drained three times: by librdkafka, arrow-json and the Parquet encoder with
+   nothing in between (ingest/examples/bare_drain.rs), by `lakebeat ingest --until-end` into a folder, and by the same into
+   a real MinIO.
+2. Commits of a thousand rows, one right after the other: how long each takes, in a folder and in MinIO.
+3. While `lakebeat up` takes in so many events a second, marked events are sent, and how long each takes until a query of gold
+   at the PostgreSQL door shows it is noted: all in one process, and on Kafka and MinIO.
 """
 
 import argparse
-import base64
 import json
 import os
 import platform
@@ -17,7 +18,6 @@ import sys
 import tempfile
 import time
 import uuid
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,10 +28,14 @@ from confluent_kafka.admin import AdminClient, NewTopic
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests" / "e2e"))
 
-from program import BINARY, POSTGRES, TOPIC, Process, Up, environment, free_ports, run_ok, topics  # noqa: E402
-from waiting import wait_for  # noqa: E402
+from kafka_server import KafkaServer  # noqa: E402
+from minio_server import MinioServer  # noqa: E402
+from program import BINARY, POSTGRES, TOPIC, Up, environment, run_ok  # noqa: E402
 
-RATES = (100, 5_000)
+TABLE = f"bronze.{TOPIC}"
+COMMITS, COMMIT_ROWS = 200, 1_000
+ONE_PROCESS, STACK = "one process, on disk", "on Kafka and MinIO"
+RATES = ((100, ONE_PROCESS), (1_000, ONE_PROCESS), (5_000, ONE_PROCESS), (1_000, STACK))
 MARKED = 200
 # Not a part of a second, lest they fall in step with what happens once a second.
 MARK_EVERY = 0.37
@@ -47,75 +51,11 @@ def say(text):
 # 1. Speed.
 
 
-@contextmanager
-def embedded_broker(folder):
-    (port,) = free_ports(1)
-    broker = Process("broker", "--kafka-port", port, "--data-dir", folder / "broker", cwd=folder).start()
-    try:
-        yield f"127.0.0.1:{port}", broker, "embedded"
-    finally:
-        broker.end()
-
-
-class Kafka:
-    """A real Kafka from its jars, one node, as a process that can be watched."""
-
-    PROPERTIES = """
-process.roles=broker,controller
-node.id=1
-controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
-controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
-log.dirs={folder}/data
-offsets.topic.replication.factor=1
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
-num.partitions=4
-"""
-
-    def __init__(self, jars, folder):
-        self.port, controller = free_ports(2)
-        folder.mkdir()
-        self.folder, self.java = folder, ["java", "-Xmx512m", "-cp", f"{jars}/libs/*"]
-        self.settings = folder / "server.properties"
-        self.settings.write_text(self.PROPERTIES.format(port=self.port, controller=controller, folder=folder))
-
-    def start(self):
-        # Any 16 bytes in base64; a random one may begin with a dash, which the tool takes for a flag.
-        cluster = base64.urlsafe_b64encode(b"lakebeat's bench").decode().rstrip("=")
-        tool = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self.settings)]
-        subprocess.run([*self.java, *tool], check=True, capture_output=True)
-        self.log = open(self.folder / "log", "wb")
-        self.child = subprocess.Popen([*self.java, "kafka.Kafka", str(self.settings)], stdout=self.log, stderr=self.log)
-        return self
-
-    def exit_status(self):
-        return self.child.poll()
-
-    def tail(self):
-        return (self.folder / "log").read_text()[-2000:]
-
-    def end(self):
-        self.child.terminate()
-        self.child.wait(30)
-
-
-@contextmanager
-def real_kafka(jars, folder):
-    broker = Kafka(jars, folder / "kafka").start()
-    try:
-        yield f"127.0.0.1:{broker.port}", broker, "Apache Kafka"
-    finally:
-        broker.end()
-
-
-def measured(*command, cwd):
+def measured(*command, cwd, **settings):
     """Runs a command; returns the JSON object that it prints, its wall and processor seconds and its peak memory."""
     began = time.monotonic()
     with tempfile.TemporaryFile() as out:
-        child = subprocess.Popen([str(part) for part in command], cwd=cwd, env=environment(), stdout=out)
+        child = subprocess.Popen([str(part) for part in command], cwd=cwd, env=environment(**settings), stdout=out)
         _, status, usage = os.wait4(child.pid, 0)
         seconds = time.monotonic() - began
         child.returncode = os.waitstatus_to_exitcode(status)
@@ -126,39 +66,74 @@ def measured(*command, cwd):
     return answer, {"seconds": seconds, "cpu": cpu, "rss": usage.ru_maxrss * 1024}
 
 
-def speed(arguments, folder):
-    broker = real_kafka(arguments.kafka, folder) if (arguments.kafka / "libs").is_dir() else embedded_broker(folder)
-    with broker as (brokers, process, kind):
-        wait_for("the broker answers", lambda: topics(brokers) is not None, seconds=60, alive=process)
-        admin = AdminClient({"bootstrap.servers": brokers, "log_level": 0})
-        admin.create_topics([NewTopic(TOPIC, num_partitions=4)])[TOPIC].result(30)
-        say(f"producing {arguments.events} events to the {kind} broker")
-        report = run_ok(
-            "simulate", "--brokers", brokers, "--topic", TOPIC, "--count", arguments.events, "--rate", 0, "--seed", 1,
-            "--json", cwd=folder, timeout=1_800,
-        ).json  # fmt: skip
-        say("draining it bare")
-        bare, bare_cost = measured(
-            arguments.bare, "--brokers", brokers, "--topic", TOPIC, "--until-end", cwd=folder
-        )
-        say("draining it into the lake")
-        summary, cost = measured(
-            BINARY, "ingest", "--brokers", brokers, "--topic", TOPIC, "--until-end", "--json", "--data-dir", "lake",
-            cwd=folder,
-        )  # fmt: skip
-    assert bare["events"] == summary["rows"] == arguments.events, (bare, summary)
+def produced(kafka, topic, count, folder):
+    """Fills a topic; returns the events a second."""
+    admin = AdminClient({"bootstrap.servers": kafka.address, "log_level": 0})
+    admin.create_topics([NewTopic(topic, num_partitions=4)])[topic].result(30)
+    say(f"producing {count} events")
+    report = run_ok(
+        "simulate", "--brokers", kafka.address, "--topic", topic, "--count", count, "--rate", 0, "--seed", 1, "--json",
+        cwd=folder, timeout=1_800,
+    ).json  # fmt: skip
+    return report["delivered"] / report["seconds"]
+
+
+def drained(kafka, topic, folder, **settings):
+    """Drains a topic into the lake that the settings name."""
+    folder.mkdir()
+    command = ("ingest", "--brokers", kafka.address, "--topic", topic, "--until-end", "--json")
+    return measured(BINARY, *command, cwd=folder, **settings)
+
+
+def speed(arguments, folder, kafka, minio):
+    topic = "drained"
+    rate = produced(kafka, topic, arguments.events, folder)
+    say("draining it bare")
+    command = (arguments.bare, "--brokers", kafka.address, "--topic", topic, "--until-end")
+    bare, bare_cost = measured(*command, cwd=folder)
+    say("draining it into a folder")
+    on_disk, disk_cost = drained(kafka, topic, folder / "disk")
+    say("draining it into MinIO")
+    in_minio, minio_cost = drained(kafka, topic, folder / "minio-client", **minio.environment("drained"))
+    assert bare["events"] == on_disk["rows"] == in_minio["rows"] == arguments.events, (bare, on_disk, in_minio)
     return {
-        "broker": kind,
         "events": arguments.events,
         "event_bytes": bare["bytes"] / bare["events"],
-        "produced_a_second": report["delivered"] / report["seconds"],
-        "commits": summary["commits"],
+        "produced_a_second": rate,
+        "commits": (on_disk["commits"], in_minio["commits"]),
         "bare": bare_cost,
-        "ingest": cost,
+        "disk": disk_cost,
+        "minio": minio_cost,
     }
 
 
-# 2. Freshness.
+# 2. Commits.
+
+
+def commit_seconds(folder, **settings):
+    """From each commit to the next, sorted, as the table's history tells it."""
+    ended = run_ok("table", "history", TABLE, "--limit", 10 * COMMITS, "--json", cwd=folder, env=settings)
+    times = sorted(commit["timestamp"] for commit in ended.json if commit["rows_added"])
+    moments = [datetime.fromisoformat(time) for time in times]
+    return sorted((after - before).total_seconds() for before, after in zip(moments, moments[1:]))
+
+
+def commits(folder, kafka, minio):
+    """With a backlog and small batches, ingest does nothing but commit."""
+    folder.mkdir()
+    topic = "commits"
+    produced(kafka, topic, COMMITS * COMMIT_ROWS, folder)
+    found = {}
+    for name, settings in (("disk", {}), ("minio", minio.environment("commits"))):
+        say(f"{COMMITS} small commits: {name}")
+        settings["LAKEBEAT_FLUSH_ROWS"] = str(COMMIT_ROWS)
+        drained(kafka, topic, folder / name, **settings)
+        found[name] = commit_seconds(folder / name, **settings)
+    return found
+
+
+# 3. Freshness.
+
 
 
 def marked_event(user):
@@ -177,10 +152,10 @@ def marked_event(user):
     return json.dumps(event)
 
 
-def freshness(rate, folder):
+def freshness(rate, folder, **where):
     """Seconds from handing an event to the producer until gold shows it, sorted, and how many were never seen."""
     folder.mkdir()
-    up = Up(folder, "--rate", rate)
+    up = Up(folder, "--rate", rate, **where)
     try:
         up.start()
         up.wait_ready()
@@ -226,47 +201,70 @@ def machine():
 
 
 def speed_lines(result):
-    events, bare, ingest = result["events"], result["bare"], result["ingest"]
-    yield f"{events:,} events of {result['event_bytes']:.0f} bytes, {result['broker']} broker on the same machine."
+    events, bare = result["events"], result["bare"]
+    yield f"{events:,} events of {result['event_bytes']:.0f} bytes, Apache Kafka and MinIO on the same machine."
     yield ""
-    yield "| | seconds | events/s | processor seconds | events/s of one core | peak memory |"
-    yield "|---|---:|---:|---:|---:|---:|"
-    for name, cost in (("bare librdkafka + arrow-json + Parquet", bare), ("`lakebeat ingest --until-end`", ingest)):
+    yield "| | seconds | events/s | ratio | processor seconds | events/s of one core | ratio | peak memory |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
+    for name, cost in (
+        ("bare librdkafka + arrow-json + Parquet", bare),
+        ("`lakebeat ingest --until-end`, on disk", result["disk"]),
+        ("the same, in MinIO", result["minio"]),
+    ):
+        wall, cpu = bare["seconds"] / cost["seconds"], bare["cpu"] / cost["cpu"]
         yield (
-            f"| {name} | {cost['seconds']:.1f} | {events / cost['seconds']:,.0f} | {cost['cpu']:.1f} "
-            f"| {events / cost['cpu']:,.0f} | {cost['rss'] / 2**20:,.0f} MiB |"
+            f"| {name} | {cost['seconds']:.1f} | {events / cost['seconds']:,.0f} | {wall:.2f} | {cost['cpu']:.1f} "
+            f"| {events / cost['cpu']:,.0f} | {cpu:.2f} | {cost['rss'] / 2**20:,.0f} MiB |"
         )
-    wall, cpu = bare["seconds"] / ingest["seconds"], bare["cpu"] / ingest["cpu"]
-    yield f"| ratio | | {wall:.2f} | | {cpu:.2f} | |"
     yield ""
-    yield f"`simulate --rate 0` produced {result['produced_a_second']:,.0f} events/s; ingest made {result['commits']} commits."
+    yield "Processor seconds are those of the process itself: not Kafka's, and not MinIO's."
+    on_disk, in_minio = result["commits"]
+    yield (
+        f"`simulate --rate 0` produced {result['produced_a_second']:,.0f} events/s; ingest made {on_disk} commits on disk "
+        f"and {in_minio} in MinIO."
+    )
+
+
+def commit_lines(results):
+    yield f"From one commit of {COMMIT_ROWS:,} rows to the next, one after the other: decoding, a Parquet file, and the log's entry."
+    yield ""
+    yield "| | p50 | p99 | commits |"
+    yield "|---|---:|---:|---:|"
+    for name, key in (("on disk", "disk"), ("in MinIO", "minio")):
+        seconds = results[key]
+        p50, p99 = statistics.median(seconds), percentile(seconds, 0.99)
+        yield f"| {name} | {p50 * 1000:.0f} ms | {p99 * 1000:.0f} ms | {len(seconds) + 1} |"
 
 
 def freshness_lines(results):
-    yield "| events/s | p50 | p99 | marked events | not seen |"
-    yield "|---:|---:|---:|---:|---:|"
-    for rate, (seconds, missing) in results.items():
+    yield "| events/s | | p50 | p99 | marked events | not seen |"
+    yield "|---:|---|---:|---:|---:|---:|"
+    for (rate, place), (seconds, missing) in results.items():
         if seconds:
             p50, p99 = statistics.median(seconds), percentile(seconds, 0.99)
-            yield f"| {rate:,} | {p50:.2f} s | {p99:.2f} s | {len(seconds)} | {missing} |"
+            yield f"| {rate:,} | {place} | {p50:.2f} s | {p99:.2f} s | {len(seconds)} | {missing} |"
         else:
-            yield f"| {rate:,} | | | 0 | {missing} |"
+            yield f"| {rate:,} | {place} | | | 0 | {missing} |"
 
 
-def report(speed_result, freshness_results):
+def report(speed_result, commit_results, freshness_results):
     parts = [
         "# Measured",
         "",
-        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}; `make bench`.",
+        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}; `make bench`, one run of each.",
         "",
         "## Kafka to bronze",
         "",
         *speed_lines(speed_result),
         "",
+        "## Commits",
+        "",
+        *commit_lines(commit_results),
+        "",
         "## Produced to visible in gold",
         "",
-        "The broker, the simulator, ingest, the models and the door in one process (`lakebeat up`), while it takes in so many events a",
-        "second.",
+        "The simulator, ingest, the models and the door in one process (`lakebeat up`), while it takes in so many events a second; the",
+        "broker in it and the lake on disk, or both elsewhere (`make up-stack`).",
         "",
         *freshness_lines(freshness_results),
     ]
@@ -276,18 +274,28 @@ def report(speed_result, freshness_results):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bare", type=Path, required=True, help="the program that drains bare")
-    parser.add_argument("--kafka", type=Path, required=True, help="folder of Kafka's jars; the embedded broker without")
     parser.add_argument("--events", type=int, default=2_000_000)
     parser.add_argument("--output", type=Path, default=HERE / "results.md")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lakebeat-bench-") as name:
         folder = Path(name)
-        result = speed(arguments, folder)
-        fresh = {}
-        for rate in RATES:
-            say(f"freshness at {rate} events a second")
-            fresh[rate] = freshness(rate, folder / f"rate-{rate}")
-    text = report(result, fresh)
+        kafka, minio = KafkaServer(folder / "kafka"), MinioServer(folder / "minio")
+        try:
+            kafka.start()
+            minio.start()
+            fast = speed(arguments, folder, kafka, minio)
+            small = commits(folder / "commits", kafka, minio)
+            fresh = {}
+            for rate, place in RATES:
+                say(f"freshness at {rate} events a second, {place}")
+                where = {}
+                if place == STACK:
+                    where = {"brokers": kafka.address, "env": minio.environment("fresh")}
+                fresh[rate, place] = freshness(rate, folder / f"fresh-{len(fresh)}", **where)
+        finally:
+            minio.end()
+            kafka.end()
+    text = report(fast, small, fresh)
     arguments.output.write_text(text)
     print(text)
 

@@ -5,4 +5,4 @@ cd "$root"
 
 in_sources cargo build --release --locked --example bare_drain
 exec "$venv/bin/python" bench/bench.py \
-    --bare "$CARGO_TARGET_DIR/release/examples/bare_drain" --kafka "$cache/kafka" ${1:+--events "$1"}
+    --bare "$CARGO_TARGET_DIR/release/examples/bare_drain" ${1:+--events "$1"}

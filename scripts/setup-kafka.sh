@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A real Apache Kafka (one node, KRaft), from its jars. The tests do not need it; the bench uses it where it is there.
+# A real Apache Kafka (one node, KRaft), from its jars: for `make up-stack`, the tests and the bench.
 source "$(dirname "$0")/lib.sh"
 source "$root/scripts/maven.sh"
 

@@ -22,7 +22,8 @@ stage_e2e() {
     scripts/setup-tests.sh
     # PYTEST_ADDOPTS picks some: PYTEST_ADDOPTS='-k doors' make test STAGES=e2e
     # A file's tests stay together and in order: some look back at what the ones before them did.
-    "$venv/bin/python" -m pytest --numprocesses=2 --dist=loadfile tests/e2e
+    # The files come in the order that conftest.py gives them.
+    "$venv/bin/python" -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder tests/e2e
 }
 
 stages=("$@")

@@ -2,18 +2,30 @@
 
 import os
 import random
+import uuid
 
 import pytest
 
 pytest.register_assert_rewrite("lake", "messages", "program")
 
 import program  # noqa: E402
+from kafka_server import JARS, KafkaServer  # noqa: E402
+from minio_server import PROGRAM, MinioServer  # noqa: E402
 from program import BINARY, Up  # noqa: E402
 
 
 def pytest_configure(config):
-    if not BINARY.exists():
-        pytest.exit(f"{BINARY} is not built: run `make build`", returncode=2)
+    for needed, command in ((BINARY, "make build"), (JARS / "libs", "make setup"), (PROGRAM, "make setup")):
+        if not needed.exists():
+            pytest.exit(f"{needed} is missing: run `{command}`", returncode=2)
+
+
+# What takes long in one piece: if a worker began with it last, the other one would wait.
+LONG = ("test_outages.py", "test_stack_kill.py", "test_up_stack.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -29,7 +41,7 @@ def pytest_runtest_makereport(item, call):
     report = outcome.get_result()
     if report.failed:
         for process in dict.fromkeys(program.started):
-            report.sections.append((f"process {process.args[0]}", process.tail()))
+            report.sections.append((f"process {process.name}", process.tail()))
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +63,28 @@ def ended_later():
 def up(tmp_path, ended_later):
     """A running `up` without a simulator, on an empty folder."""
     return ended_later(Up(tmp_path, "--no-simulate")).start()
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory):
+    """A real Kafka that the tests of a worker share: each has topics of its own."""
+    # For members of a group that are killed often and shall soon be missed.
+    extra = ["group.min.session.timeout.ms=1000"]
+    server = KafkaServer(tmp_path_factory.mktemp("kafka") / "kafka", extra=extra).start()
+    yield server
+    server.end()
+
+
+@pytest.fixture(scope="session")
+def minio(tmp_path_factory):
+    """A real MinIO that the tests of a worker share: each has a bucket of its own."""
+    server = MinioServer(tmp_path_factory.mktemp("minio") / "minio").start()
+    yield server
+    server.end()
+
+
+@pytest.fixture
+def place(request):
+    """A name for a test's topic and bucket, which no other test of the worker has."""
+    plain = "".join(letter if letter.isalnum() else "-" for letter in request.node.name.lower())
+    return f"{plain[-40:].strip('-')}-{uuid.uuid4().hex[:6]}"

@@ -27,18 +27,21 @@ _COLUMNS = {
 
 
 class Lake:
-    def __init__(self, folder):
-        self.folder = Path(folder)
+    """A lake in a folder, or with an `s3://` address and what its store wants to know."""
+
+    def __init__(self, place, storage_options=None):
+        self.place, self.storage_options = str(place), storage_options
 
     def path(self, table):
-        return self.folder.joinpath(*table.split("."))
+        """A table's folder, of a lake in a folder."""
+        return Path(self.place).joinpath(*table.split("."))
 
     def frame(self, table, columns):
         """A table's columns at its newest version; no rows where there is no table yet."""
-        path = self.path(table)
-        if not DeltaTable.is_deltatable(str(path)):
+        address = "/".join([self.place, *table.split(".")])
+        if not DeltaTable.is_deltatable(address, self.storage_options):
             return polars.DataFrame({column: [] for column in columns})
-        return polars.read_delta(str(path), columns=columns)
+        return polars.read_delta(address, columns=columns, storage_options=self.storage_options)
 
     def rows(self, table):
         rows = self.frame(table, _COLUMNS[table]).rows()
@@ -107,3 +110,17 @@ def wait_settled(lake, messages, seconds=60, alive=None):
         wait_for("silver and gold follow bronze", lambda: not differences(), seconds=seconds, every=0.3, alive=alive)
     except TimedOut as late:
         raise AssertionError(f"{late}\n" + "\n".join(differences())) from None
+
+
+def grown(lake, by=1):
+    """A condition: rows have come since it was last true. So a kill never hits a process that has done nothing yet."""
+    last = [sum(lake.counts())]
+
+    def condition():
+        now = sum(lake.counts())
+        if now < last[0] + by:
+            return False
+        last[0] = now
+        return True
+
+    return condition

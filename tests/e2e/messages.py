@@ -80,7 +80,7 @@ def simulate(brokers, folder, count, seed, **flags):
     return logged(log), ended.json
 
 
-def produced(brokers, log):
+def produced(brokers, log, topic=TOPIC):
     """The messages of a topic, once it is certain that they are those that the broker confirmed: as they were, as often as
     they were sent, and no others.
 
@@ -89,7 +89,7 @@ def produced(brokers, log):
     By content, not by place: where a broker dies, a confirmation gets lost and the repetition is recognised as one, the
     producer never hears the offsets, and librdkafka counts them up from -1.
     """
-    found = _at_their_places(brokers)
+    found = _at_their_places(brokers, topic)
     wrong = difference("the topic", _by_payload(log), _by_payload(found))
     assert not wrong, f"the broker did not keep what it confirmed: {wrong}"
     return found
@@ -99,7 +99,7 @@ def kept(brokers, log):
     """The same where a producer of clean events was ended while its broker was gone. What it was sending may have been
     stored or not, so the topic may hold more than the log; but no two clean events are alike, so nothing of that twice.
     """
-    found = _at_their_places(brokers)
+    found = _at_their_places(brokers, TOPIC)
     confirmed, stored = _by_payload(log), _by_payload(found)
     lost, more = confirmed - stored, stored - confirmed
     assert not lost, f"the broker confirmed these and lost them: {lost}"
@@ -108,8 +108,8 @@ def kept(brokers, log):
     return found
 
 
-def _at_their_places(brokers):
-    found = in_topic(brokers)
+def _at_their_places(brokers, topic):
+    found = in_topic(brokers, topic)
     assert len({message.place for message in found}) == len(found), "the broker gives one offset to two messages"
     return found
 

@@ -28,6 +28,12 @@ SETTINGS = ("LAKEBEAT_", "KAFKA_", "MINIO_", "SNOWFLAKE_", "AWS_", "BATCH_SIZE",
 # Processes that tests have started, for the report of a failure.
 started = []
 
+# Where scripts/setup-*.sh leave what is not in this repository (scripts/lib.sh).
+CACHE = Path(
+    os.environ.get("LAKEBEAT_CACHE")
+    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lakebeat"
+)
+
 
 def environment(**extra):
     """This process's environment without the program's settings, and with `extra`."""
@@ -98,16 +104,17 @@ def run_ok(*args, **options):
 class Process:
     """A command that runs until it is stopped. Both its outputs go to one file each, kept for the report of a failure."""
 
-    def __init__(self, *args, cwd, env=None, binary=BINARY):
+    def __init__(self, *args, cwd, env=None, binary=BINARY, name=None):
         self.args, self.cwd, self.env, self.binary = list(map(str, args)), Path(cwd), env or {}, binary
+        self.name = name or self.args[0]
         self.child = None
         self.starts = 0
 
     def start(self):
         assert self.exit_status() is not None or self.child is None, "it runs already"
         self.starts += 1
-        name = f"{self.args[0]}-{id(self):x}-{self.starts}"
-        self.out_path, self.err_path = self.cwd / f"{name}.out", self.cwd / f"{name}.err"
+        stem = f"{self.name}-{id(self):x}-{self.starts}"
+        self.out_path, self.err_path = self.cwd / f"{stem}.out", self.cwd / f"{stem}.err"
         with open(self.out_path, "wb") as out, open(self.err_path, "wb") as err:
             self.child = subprocess.Popen(
                 [str(self.binary), *self.args],
@@ -128,7 +135,7 @@ class Process:
         try:
             return self.child.wait(seconds)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"{self.args[0]} did not end within {seconds} s\n{self.tail()}") from None
+            raise AssertionError(f"{self.name} did not end within {seconds} s\n{self.tail()}") from None
 
     def kill(self):
         """SIGKILL: no chance to tidy up."""
@@ -141,7 +148,7 @@ class Process:
         self.child.send_signal(with_signal)
         status = self.wait(seconds)
         took = time.monotonic() - began
-        assert status == 0, f"{self.args[0]} ended with status {status} after {with_signal.name}\n{self.tail()}"
+        assert status == 0, f"{self.name} ended with status {status} after {with_signal.name}\n{self.tail()}"
         return took
 
     def end(self):
@@ -160,18 +167,26 @@ class Process:
         return self.err_path.read_text(errors="replace")
 
     def tail(self, lines=40):
-        shown = [f"--- {' '.join(self.args)} (status {self.exit_status()})"]
+        shown = [f"--- {self.name}: {' '.join(self.args)} (status {self.exit_status()})"]
         for path in (self.out_path, self.err_path):
             text = path.read_text(errors="replace").splitlines()
             shown += [f"--- {path}", *text[-lines:]]
         return "\n".join(shown)
 
 
-class Up(Process):
-    """`lakebeat up` on ports and in a folder of its own."""
+class Server(Process):
+    """A server of somebody else: ended by SIGTERM, with whatever status."""
 
-    def __init__(self, folder, *args, data_dir=None, lake=None, brokers=None, **options):
-        self.data_dir = Path(data_dir or Path(folder) / "data")
+    def stop(self, seconds=30.0):
+        self.child.terminate()
+        self.wait(seconds)
+
+
+class Up(Process):
+    """`lakebeat up` on ports and in a folder of its own; the lake may be elsewhere by settings (`env`)."""
+
+    def __init__(self, folder, *args, data_dir=None, lake=None, brokers=None, topic=TOPIC, **options):
+        self.data_dir, self.topic = Path(data_dir or Path(folder) / "data"), topic
         self.ports = dict(zip(DOORS, free_ports(len(DOORS))))
         self.lake = Path(lake) if lake else self.data_dir / "lake"
         self.brokers = brokers or f"127.0.0.1:{self.ports[KAFKA]}"
@@ -180,6 +195,8 @@ class Up(Process):
             flags += ["--lake", f"file://{lake}"]
         if brokers:
             flags += ["--brokers", brokers]
+        if topic != TOPIC:
+            flags += ["--topic", topic]
         super().__init__("up", "--data-dir", self.data_dir, *flags, *args, cwd=folder, **options)
 
     @property
@@ -198,7 +215,7 @@ class Up(Process):
         """Starts it, and waits until its console answers and events can be sent."""
         super().start()
         wait_for("up answers", lambda: self.get("/healthz")[0] == 200, seconds=30, alive=self)
-        wait_for("the topic is there", lambda: TOPIC in topics(self.brokers), seconds=30, alive=self)
+        wait_for("the topic is there", lambda: self.topic in topics(self.brokers), seconds=30, alive=self)
         return self
 
     def wait_ready(self, seconds=60):
@@ -208,7 +225,7 @@ class Up(Process):
     def command(self, *args, **options):
         """Runs another command on the same lake."""
         lake = ["--lake", f"file://{self.lake}"] if self.lake != self.data_dir / "lake" else []
-        return run(*args, "--data-dir", self.data_dir, *lake, cwd=self.cwd, **options)
+        return run(*args, "--data-dir", self.data_dir, *lake, cwd=self.cwd, **{"env": self.env} | options)
 
     def query(self, sql):
         ended = self.command("sql", sql, "--json")

@@ -7,8 +7,6 @@ acknowledged so far may be missing.
 
 import contextlib
 import json
-import os
-import pathlib
 import signal
 import socket
 import subprocess
@@ -27,7 +25,6 @@ from messages import produced, simulate
 from waiting import wait_for
 
 CLIENTS = program.REPOSITORY / "tests" / "broker_clients"
-CACHE = pathlib.Path(os.environ.get("LAKEBEAT_CACHE", pathlib.Path.home() / ".cache" / "lakebeat"))
 TOPIC = "clients"
 PARTITIONS = 2
 COUNT = 50
@@ -160,7 +157,7 @@ def kafka_python(bootstrap, version, acks):
 
 
 def java(bootstrap, *settings):
-    jars, source = str(CACHE / "java-clients" / "libs" / "*"), str(CLIENTS / "JavaClient.java")
+    jars, source = str(program.CACHE / "java-clients" / "libs" / "*"), str(CLIENTS / "JavaClient.java")
     quiet = "-Dorg.slf4j.simpleLogger.defaultLogLevel=error"
     return ["java", quiet, "-cp", jars, source, bootstrap, TOPIC, str(COUNT), *settings]
 

@@ -4,7 +4,7 @@ import random
 import time
 from contextlib import contextmanager
 
-from lake import Lake, wait_settled
+from lake import Lake, grown, wait_settled
 from messages import logged, produced
 from program import TOPIC, Process, Up, free_ports, topics
 from waiting import wait_for
@@ -38,20 +38,6 @@ def kill_and_restart(up, moments, settled):
         time.sleep(seconds)
         up.kill()
         up.start()
-
-
-def grown(lake, by=1):
-    """A condition: rows have come since it was last true. So a kill never hits a process that has done nothing yet."""
-    last = [sum(lake.counts())]
-
-    def condition():
-        now = sum(lake.counts())
-        if now < last[0] + by:
-            return False
-        last[0] = now
-        return True
-
-    return condition
 
 
 def grown_log(path):

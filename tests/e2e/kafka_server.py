@@ -1,0 +1,35 @@
+"""A real Apache Kafka from its jars (scripts/setup-kafka.sh), one node: for the tests and for the bench."""
+
+import subprocess
+
+from program import CACHE, REPOSITORY, Server, environment, free_ports, topics
+from waiting import wait_for
+
+JARS = CACHE / "kafka"
+
+
+class KafkaServer(Server):
+    """Its data lies in a folder, and is there again after a stop and a start. `extra` are lines of its settings."""
+
+    def __init__(self, folder, jars=JARS, extra=()):
+        folder.mkdir(parents=True)
+        self.port, controller = free_ports(2)
+        self.address = f"127.0.0.1:{self.port}"
+        settings = (REPOSITORY / "scripts" / "kafka" / "server.properties").read_text()
+        for name, value in {"PORT": self.port, "CONTROLLER": controller, "DATA": folder / "data"}.items():
+            settings = settings.replace(f"@{name}@", str(value))
+        self.settings = folder / "server.properties"
+        self.settings.write_text("\n".join([settings, *extra]))
+        self.java = ["-Xmx512m", "-cp", f"{jars}/libs/*"]
+        super().__init__(*self.java, "kafka.Kafka", self.settings, cwd=folder, binary="java", name="kafka")
+
+    def start(self):
+        """Starts it, and waits until it answers."""
+        # Any 16 bytes in base64 are an id.
+        tool = ["kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", "bGFrZWJlYXQncyB0ZXN0cw"]
+        subprocess.run(
+            ["java", *self.java, *tool, "-c", self.settings], check=True, capture_output=True, env=environment()
+        )
+        super().start()
+        wait_for("Kafka answers", lambda: topics(self.address) is not None, seconds=60, alive=self)
+        return self
