@@ -1,6 +1,7 @@
 //! Settings: raw flags and layers in, plain values out. Nothing else in the program reads the environment or a file for them.
 
 mod layers;
+mod snowflake;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -15,6 +16,7 @@ use url::Url;
 use crate::cli::{Cli, Command, Doors, Kafka};
 use crate::output::Fault;
 use layers::{Layers, Setting};
+use snowflake::SnowflakeSettings;
 
 const DATA_DIR: Setting = Setting { key: "data_dir", variables: &["LAKEBEAT_DATA_DIR"] };
 const LAKE: Setting = Setting { key: "lake", variables: &["LAKEBEAT_LAKE"] };
@@ -57,6 +59,14 @@ const S3_TOKEN: Setting =
 
 /// Every setting there is, so that an unknown name can be told.
 const ALL: &[&Setting] = &[
+    &snowflake::URL,
+    &snowflake::ACCOUNT,
+    &snowflake::USER,
+    &snowflake::PASSWORD,
+    &snowflake::WAREHOUSE,
+    &snowflake::ROLE,
+    &snowflake::DATABASE,
+    &snowflake::SCHEMA,
     &DATA_DIR,
     &LAKE,
     &LOG_LEVEL,
@@ -120,6 +130,7 @@ pub(crate) struct Settings {
     pub(crate) flush_bytes: usize,
     pub(crate) query_memory_bytes: usize,
     pub(crate) query_timeout: Duration,
+    pub(crate) snowflake: SnowflakeSettings,
     /// For `env_var` in models.
     pub(crate) environment: BTreeMap<String, String>,
     pub(crate) json: bool,
@@ -154,6 +165,7 @@ impl Settings {
             flush_bytes: layers.pick(none, &FLUSH_BYTES)?.unwrap_or(48 << 20),
             query_memory_bytes: layers.pick(none, &MEMORY_BYTES)?.unwrap_or(1 << 30),
             query_timeout: Duration::from_secs(layers.pick(none, &TIMEOUT_SECONDS)?.unwrap_or(300)),
+            snowflake: SnowflakeSettings::read(&layers)?,
             environment: layers.environment(),
             json: cli.common.json,
         })
@@ -222,6 +234,7 @@ impl<'a> CommandFlags<'a> {
 fn default_log_level(command: &Command) -> &'static str {
     match command {
         Command::Up(_) | Command::Broker(_) | Command::Serve(_) | Command::Ingest(_) => "info",
+        Command::Mirror(mirror) if mirror.every.is_some() => "info",
         _ => "warn",
     }
 }
