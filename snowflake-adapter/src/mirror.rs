@@ -78,11 +78,7 @@ pub(crate) async fn run(lake: &Lake, options: &Options, token: &CancellationToke
         if let Some(mirrored) = runs.mirrored().await?.filter(|mirrored| *mirrored >= publication.id) {
             return Ok(summary(Outcome::Unchanged, Some(mirrored), figures));
         }
-        let ended = tokio::select! {
-            ended = try_once(lake, options, &client, &publication, &mut figures, token) => ended,
-            () = token.cancelled() => Ok(None),
-        };
-        let summary = match ended {
+        let summary = match try_once(lake, options, &client, &publication, &mut figures, token).await {
             Ok(None) => return Ok(summary(Outcome::Stopped, None, figures)),
             Ok(Some(Applied::Loaded)) => summary(Outcome::Mirrored, Some(publication.id), figures),
             Ok(Some(Applied::Found(id))) => summary(Outcome::Found, Some(id), figures),
@@ -116,9 +112,15 @@ async fn try_once(
     figures: &mut Figures,
     token: &CancellationToken,
 ) -> Result<Option<Applied>> {
-    let published = gold(lake, publication).await?;
-    let lake_id = lake.table(&TableName::new("system", "publications")).head().await?.table_id.clone();
-    let mut session = client.login().await?;
+    let prepare = async {
+        let published = gold(lake, publication).await?;
+        let lake_id = lake.table(&TableName::new("system", "publications")).head().await?.table_id.clone();
+        Ok((published, lake_id, client.login().await?))
+    };
+    let (published, lake_id, mut session) = tokio::select! {
+        prepared = prepare => prepared?,
+        () = token.cancelled() => return Ok(None),
+    };
     *figures = Figures { statements: figures.statements, ..Figures::default() };
     let before = figures.statements;
     let mut attempt = Attempt {
@@ -180,9 +182,12 @@ impl Attempt<'_> {
         let names: Vec<String> = published.chain(state.tables.keys().cloned()).collect();
         let existing = state::existing(self.session, self.options, &names).await?;
         let plan = plan::plan(&self.published, &state, &existing, &self.id)?;
-        let ended = self.load_and_apply(&plan, &state).await;
+        let ended = match self.prepare(&plan).await {
+            Ok(rows) => self.apply(&plan, &state, &rows).await,
+            Err(error) => Err(error),
+        };
         match &ended {
-            Ok(()) => self.drop_tables(&plan, &state).await,
+            Ok(()) => self.drop_tables(&plan).await,
             // One that does not answer is not asked once more: whoever comes next drops what stays behind.
             Err(error) if error.kind() == ErrorKind::Unavailable => {}
             Err(_) => self.drop_staging(&plan).await,
@@ -190,7 +195,9 @@ impl Attempt<'_> {
         ended.map(|()| Applied::Loaded)
     }
 
-    async fn load_and_apply(&mut self, plan: &Plan, state: &State) -> Result<()> {
+    /// All that readers do not see: rows in staging tables, target tables without rows, columns without values. Returns the
+    /// number of rows by table.
+    async fn prepare<'p>(&mut self, plan: &'p Plan) -> Result<BTreeMap<&'p str, u64>> {
         if !plan.loads.is_empty() {
             let stage = format!("CREATE TEMPORARY STAGE IF NOT EXISTS {STAGE} ENCRYPTION = (TYPE = 'SNOWFLAKE_SSE')");
             self.session.run(&format!("make a stage in {}", self.options.target()), &stage).await?;
@@ -204,14 +211,26 @@ impl Attempt<'_> {
                 self.session.run(&format!("make table {} fit {}", load.name, load.table.name), statement).await?;
             }
         }
+        Ok(rows)
+    }
+
+    /// The transaction. After an error it is over, unless Snowflake does not answer: then it is left to the end of the
+    /// session. Any other statement would be wrong in that place: one that drops a table commits what is open.
+    async fn apply(&mut self, plan: &Plan, state: &State, rows: &BTreeMap<&str, u64>) -> Result<()> {
         self.session.run("begin a transaction", "BEGIN").await?;
-        match self.apply(plan, state, &rows).await {
+        let ended = match self.replace_rows(plan, state, rows).await {
             Ok(()) => self.commit().await,
-            Err(error) if error.kind() == ErrorKind::Unavailable => Err(error),
-            Err(error) => {
-                self.session.run("roll back", "ROLLBACK").await?;
+            Err(error) => Err(error),
+        };
+        match ended {
+            Err(error) if error.kind() != ErrorKind::Unavailable => {
+                self.session.run("roll back", "ROLLBACK").await.map_err(|unheard| {
+                    tracing::warn!(%unheard, "not rolled back");
+                    Error::with_source(ErrorKind::Unavailable, "cannot roll back", error.to_string())
+                })?;
                 Err(error)
             }
+            ended => ended,
         }
     }
 
@@ -268,7 +287,7 @@ impl Attempt<'_> {
     }
 
     /// What is in the transaction, all but its ends.
-    async fn apply(&mut self, plan: &Plan, state: &State, rows: &BTreeMap<&str, u64>) -> Result<()> {
+    async fn replace_rows(&mut self, plan: &Plan, state: &State, rows: &BTreeMap<&str, u64>) -> Result<()> {
         let target = self.options.target();
         let ours = format!("ATTEMPT = {}", literal(&self.id));
         let is_ours = format!("EXISTS (SELECT 1 FROM {STATE} WHERE {ours})");
@@ -284,7 +303,7 @@ impl Attempt<'_> {
             return Err(Error::new(ErrorKind::Conflict, message));
         }
         for load in &plan.loads {
-            let Load { table, name, staging, .. } = load;
+            let Load { name, staging, .. } = load;
             let doing = format!("replace the rows of {name}");
             let (name, columns) = (quoted(name), load.column_list());
             self.session.run(&doing, &format!("DELETE FROM {name} WHERE {is_ours}")).await?;
@@ -294,23 +313,12 @@ impl Attempt<'_> {
             let count = self.session.run(&doing, &format!("SELECT COUNT(*) AS N FROM {name}")).await?.number()?;
             let wanted = rows.get(load.name.as_str()).copied().unwrap_or_default();
             self.check_count(load, wanted, count)?;
-            let values = format!(
-                "{}, {}, {}, {wanted}, {}",
-                literal(&load.name),
-                literal(&table.table_id),
-                table.version,
-                self.publication
-            );
-            self.write_down(&load.name, Some(&values), &is_ours).await?;
         }
-        for leaving in &plan.leaving {
-            if leaving.is_there {
-                let delete = format!("DELETE FROM {} WHERE {is_ours}", quoted(&leaving.name));
-                self.session.run(&format!("empty {}", leaving.name), &delete).await?;
-            }
-            let values = format!("{}, '', 0, 0, {}", literal(&leaving.name), self.publication);
-            self.write_down(&leaving.name, leaving.is_there.then_some(&values), &is_ours).await?;
+        for leaving in plan.leaving.iter().filter(|leaving| leaving.is_there) {
+            let delete = format!("DELETE FROM {} WHERE {is_ours}", quoted(&leaving.name));
+            self.session.run(&format!("empty {}", leaving.name), &delete).await?;
         }
+        self.write_down(plan, rows, &is_ours).await?;
         // Had the transaction been ended from outside, none of the above would be in it, and this would not find it either.
         let doing = format!("check that {target} is still claimed");
         match self.session.run(&doing, &format!("SELECT COUNT(*) AS N FROM {STATE} WHERE {ours}")).await?.number()? {
@@ -319,15 +327,36 @@ impl Attempt<'_> {
         }
     }
 
-    /// Moves a table's row in `_MIRROR_TABLES`.
-    async fn write_down(&mut self, name: &str, values: Option<&String>, is_ours: &str) -> Result<()> {
-        let doing = format!("write down what {name} is");
-        let delete = format!("DELETE FROM {TABLES} WHERE TABLE_NAME = {} AND {is_ours}", literal(name));
+    /// Moves the rows of `_MIRROR_TABLES`.
+    async fn write_down(&mut self, plan: &Plan, rows: &BTreeMap<&str, u64>, is_ours: &str) -> Result<()> {
+        let loads = plan.loads.iter().map(|load| {
+            let Load { table, name, .. } = load;
+            let rows = rows.get(name.as_str()).copied().unwrap_or_default();
+            (name, Some((table.table_id.as_str(), table.version, rows)))
+        });
+        // One without an id is there until it is dropped, after the commit.
+        let leaving = plan.leaving.iter().map(|leaving| (&leaving.name, leaving.is_there.then_some(("", 0, 0))));
+        let tables: Vec<_> = loads.chain(leaving).collect();
+        if tables.is_empty() {
+            return Ok(());
+        }
+        let doing = format!("write down what {} holds", self.options.target());
+        let names: Vec<String> = tables.iter().map(|(name, _)| literal(name)).collect();
+        let delete = format!("DELETE FROM {TABLES} WHERE TABLE_NAME IN ({}) AND {is_ours}", names.join(", "));
         self.session.run(&doing, &delete).await?;
-        if let Some(values) = values {
+        let row = |(name, held): &(&String, Option<(&str, u64, u64)>)| {
+            let (table_id, version, rows) = (*held)?;
+            let (name, table_id) = (literal(name), literal(table_id));
+            let publication = self.publication;
+            Some(format!(
+                "SELECT {name}, {table_id}, {version}, {rows}, {publication}, CURRENT_TIMESTAMP() WHERE {is_ours}"
+            ))
+        };
+        let rows: Vec<String> = tables.iter().filter_map(row).collect();
+        if !rows.is_empty() {
             let insert = format!(
-                "INSERT INTO {TABLES} (TABLE_NAME, TABLE_ID, DELTA_VERSION, ROW_COUNT, PUBLICATION, APPLIED_AT) \
-                 SELECT {values}, CURRENT_TIMESTAMP() WHERE {is_ours}"
+                "INSERT INTO {TABLES} (TABLE_NAME, TABLE_ID, DELTA_VERSION, ROW_COUNT, PUBLICATION, APPLIED_AT) {}",
+                rows.join(" UNION ALL ")
             );
             self.session.run(&doing, &insert).await?;
         }
@@ -343,7 +372,7 @@ impl Attempt<'_> {
 
     /// After the commit: staging tables, those of others who have lost too, and tables that have left the publication.
     /// Whatever cannot be dropped now, the next run that has something to load drops.
-    async fn drop_tables(&mut self, plan: &Plan, state: &State) {
+    async fn drop_tables(&mut self, plan: &Plan) {
         self.drop_staging(plan).await;
         for name in &plan.leftovers {
             self.try_to(&format!("drop {name}"), &format!("DROP TABLE IF EXISTS {}", quoted(name))).await;
@@ -354,7 +383,6 @@ impl Attempt<'_> {
             let forget = format!("DELETE FROM {TABLES} WHERE TABLE_NAME = {} AND TABLE_ID = ''", literal(name));
             self.try_to(&format!("forget {name}"), &forget).await;
         }
-        tracing::debug!(from = state.publication, to = self.publication, "applied");
     }
 
     async fn drop_staging(&mut self, plan: &Plan) {
