@@ -77,16 +77,17 @@ impl Client {
     /// # Errors
     /// `BadConfig` if the URL would carry the password in the clear to another machine.
     pub(crate) fn new(options: &Options) -> Result<Self> {
-        let is_local = is_loopback(&options.url);
-        if options.url.scheme() != "https" && !(options.url.scheme() == "http" && is_local) {
+        if !is_private(&options.url) {
             let message = format!("{} would send the password unencrypted: use https://", options.url);
             return Err(Error::new(ErrorKind::BadConfig, message));
         }
         let mut http = reqwest::Client::builder()
             .user_agent(concat!("Lakebeat/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
+            // A password follows no sign to another place.
+            .redirect(reqwest::redirect::Policy::none())
             .timeout(REQUEST_TIMEOUT);
-        if is_local {
+        if is_loopback(&options.url) {
             http = http.no_proxy();
         }
         let http = http
@@ -263,6 +264,11 @@ impl Answer {
     }
 }
 
+/// Whether nobody on the way can read what is sent there.
+fn is_private(url: &Url) -> bool {
+    url.scheme() == "https" || (url.scheme() == "http" && is_loopback(url))
+}
+
 fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Ipv4(address)) => address.is_loopback(),
@@ -364,7 +370,7 @@ fn upload_url(doing: &str, data: Data) -> Result<Url> {
     let StageInfo { location_type, presigned_url } = data.stage_info.unwrap_or_default();
     let encrypted = data.encryption_material.is_some_and(|material| !material.is_null());
     let url = presigned_url.filter(|url| !url.is_empty() && location_type == "GCS" && !encrypted);
-    let url = url.and_then(|url| Url::parse(&url).ok());
+    let url = url.and_then(|url| Url::parse(&url).ok()).filter(is_private);
     url.ok_or_else(|| {
         let sealed = if encrypted { " with client-side encryption" } else { "" };
         let message = format!(
@@ -445,6 +451,7 @@ mod tests {
                 "on AZURE with client-side",
             ),
             (r#"{"stageInfo": {"locationType": "GCS", "presignedUrl": ""}}"#, "on GCS,"),
+            (r#"{"stageInfo": {"locationType": "GCS", "presignedUrl": "http://x.test/a"}}"#, "on GCS,"),
         ] {
             let error = place(text).expect_err("not served");
             assert_eq!(error.kind(), ErrorKind::BadConfig);

@@ -100,7 +100,8 @@ pub(crate) async fn run(lake: &Lake, options: &Options, token: &CancellationToke
 }
 
 fn may_pass(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::Unavailable | ErrorKind::Conflict)
+    // What is not found was there: a version whose files were cleaned away while it was read, after a newer publication.
+    matches!(kind, ErrorKind::Unavailable | ErrorKind::Conflict | ErrorKind::NotFound)
 }
 
 /// One attempt, from login to logout. `None` if it was stopped.
@@ -261,7 +262,8 @@ impl Attempt<'_> {
         let mut loaded = 0;
         if count > 0 {
             let copy = format!(
-                "COPY INTO {} FROM @{folder}/ FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE) \
+                "COPY INTO {} FROM @{folder}/ \
+                 FILE_FORMAT = (TYPE = PARQUET USE_LOGICAL_TYPE = TRUE BINARY_AS_TEXT = FALSE) \
                  MATCH_BY_COLUMN_NAME = CASE_INSENSITIVE ON_ERROR = ABORT_STATEMENT FORCE = TRUE PURGE = TRUE",
                 quoted(staging)
             );
@@ -286,11 +288,20 @@ impl Attempt<'_> {
         Err(Error::new(ErrorKind::BadData, message))
     }
 
+    /// Finds the state's row if it is this attempt's.
+    fn ours(&self) -> String {
+        format!("ATTEMPT = {}", literal(&self.id))
+    }
+
+    /// Holds as long as it is, so for as long as the transaction.
+    fn is_ours(&self) -> String {
+        format!("EXISTS (SELECT 1 FROM {STATE} WHERE {})", self.ours())
+    }
+
     /// What is in the transaction, all but its ends.
     async fn replace_rows(&mut self, plan: &Plan, state: &State, rows: &BTreeMap<&str, u64>) -> Result<()> {
         let target = self.options.target();
-        let ours = format!("ATTEMPT = {}", literal(&self.id));
-        let is_ours = format!("EXISTS (SELECT 1 FROM {STATE} WHERE {ours})");
+        let (ours, is_ours) = (self.ours(), self.is_ours());
         let claim = format!(
             "UPDATE {STATE} SET {ours}, PUBLICATION = {}, APPLIED_AT = CURRENT_TIMESTAMP() \
              WHERE LAKE = {} AND ATTEMPT = {}",
@@ -318,7 +329,7 @@ impl Attempt<'_> {
             let delete = format!("DELETE FROM {} WHERE {is_ours}", quoted(&leaving.name));
             self.session.run(&format!("empty {}", leaving.name), &delete).await?;
         }
-        self.write_down(plan, rows, &is_ours).await?;
+        self.write_down(plan, rows).await?;
         // Had the transaction been ended from outside, none of the above would be in it, and this would not find it either.
         let doing = format!("check that {target} is still claimed");
         match self.session.run(&doing, &format!("SELECT COUNT(*) AS N FROM {STATE} WHERE {ours}")).await?.number()? {
@@ -328,7 +339,8 @@ impl Attempt<'_> {
     }
 
     /// Moves the rows of `_MIRROR_TABLES`.
-    async fn write_down(&mut self, plan: &Plan, rows: &BTreeMap<&str, u64>, is_ours: &str) -> Result<()> {
+    async fn write_down(&mut self, plan: &Plan, rows: &BTreeMap<&str, u64>) -> Result<()> {
+        let (ours, is_ours) = (self.ours(), self.is_ours());
         let loads = plan.loads.iter().map(|load| {
             let Load { table, name, .. } = load;
             let rows = rows.get(name.as_str()).copied().unwrap_or_default();
@@ -349,7 +361,7 @@ impl Attempt<'_> {
             let (name, table_id) = (literal(name), literal(table_id));
             let publication = self.publication;
             Some(format!(
-                "SELECT {name}, {table_id}, {version}, {rows}, {publication}, CURRENT_TIMESTAMP() WHERE {is_ours}"
+                "SELECT {name}, {table_id}, {version}, {rows}, {publication}, CURRENT_TIMESTAMP() FROM {STATE} WHERE {ours}"
             ))
         };
         let rows: Vec<String> = tables.iter().filter_map(row).collect();

@@ -27,7 +27,7 @@ pub(super) const SCHEMA: Setting = Setting { key: "snowflake.schema", variables:
 /// What is set of the mirror.
 #[derive(Debug)]
 pub(crate) struct SnowflakeSettings {
-    url: Option<Url>,
+    url: Option<String>,
     account: Option<String>,
     user: Option<String>,
     password: Option<Secret>,
@@ -41,7 +41,7 @@ impl SnowflakeSettings {
     pub(super) fn read(layers: &Layers) -> anyhow::Result<Self> {
         let text = |setting: &Setting| layers.pick::<String>(("", None), setting);
         Ok(Self {
-            url: layers.pick(("", None), &URL)?,
+            url: text(&URL)?,
             account: text(&ACCOUNT)?,
             user: text(&USER)?,
             password: text(&PASSWORD)?.map(Secret::new),
@@ -62,7 +62,11 @@ impl SnowflakeSettings {
         let missing = |name: &str| Fault::usage(format!("the Snowflake mirror needs {name}: set it, or {}", key(name)));
         let account = self.account.as_ref().ok_or_else(|| missing("SNOWFLAKE_ACCOUNT"))?;
         Ok(Options {
-            url: self.url.clone().map_or_else(|| snowflake_adapter::account_url(account), Ok)?,
+            url: match &self.url {
+                Some(text) => Url::parse(text)
+                    .map_err(|error| Fault::usage(format!("SNOWFLAKE_URL is \"{text}\", which is no URL: {error}")))?,
+                None => snowflake_adapter::account_url(account)?,
+            },
             account: account.clone(),
             user: self.user.clone().ok_or_else(|| missing("SNOWFLAKE_USER"))?,
             password: self.password.clone().ok_or_else(|| missing("SNOWFLAKE_PASSWORD"))?,

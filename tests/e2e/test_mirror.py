@@ -615,6 +615,12 @@ def test_a_missing_setting_is_named(mirror, name):
     assert mirror.relay.connections == 0
 
 
+def test_an_address_that_is_none(mirror):
+    """It is in the way of the mirror, and of nothing else."""
+    check_refused(mirror.run(SNOWFLAKE_URL="stand in"), WRONG, "SNOWFLAKE_URL", "stand in")
+    assert mirror.run("ls", command="table", SNOWFLAKE_URL="stand in").status == DONE
+
+
 def test_a_password_is_not_sent_in_the_clear(mirror):
     check_refused(mirror.run(SNOWFLAKE_URL="http://example.com"), WRONG, "http://example.com", "https://")
 
