@@ -1,6 +1,7 @@
 //! One function a command: options in, a crate's entry point, its result out.
 
 mod doctor;
+mod mirror;
 mod tables;
 
 use std::sync::Arc;
@@ -29,6 +30,7 @@ pub(crate) async fn run(cli: Cli, settings: Settings) -> anyhow::Result<()> {
         Command::Ingest(ingest) => self::ingest(ingest, &settings).await,
         Command::Transform(transform) => self::transform(transform, &settings).await,
         Command::Serve(_) => serve(&settings).await,
+        Command::Mirror(mirror) => mirror::run(&mirror, &settings).await,
         Command::Sql(sql) => self::sql(sql, &settings).await,
         Command::Verify => verify(&settings).await,
         Command::Table(cli::Table::Ls) => tables::ls(&pipeline::open_lake(&settings).await?, settings.json).await,
