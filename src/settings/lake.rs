@@ -94,11 +94,10 @@ fn s3_settings(layers: &Layers) -> anyhow::Result<BTreeMap<String, String>> {
     set("aws_region", pick(layers, &REGION)?.unwrap_or_else(|| "us-east-1".to_owned()));
     let endpoint = pick(layers, &ENDPOINT)?;
     if let Some(endpoint) = &endpoint {
-        let endpoint = endpoint.trim_end_matches('/');
-        let endpoint = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
-        set("aws_allow_http", endpoint.starts_with("http://").to_string());
+        let endpoint = endpoint_url(endpoint)?;
+        set("aws_allow_http", (endpoint.scheme() == "http").to_string());
         set("aws_virtual_hosted_style_request", "false".to_owned());
-        set("aws_endpoint", endpoint);
+        set("aws_endpoint", endpoint.as_str().trim_end_matches('/').to_owned());
     }
     if settings.contains_key("aws_access_key_id") {
         return Ok(settings);
