@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The Python environment of the end-to-end tests and the bench: Delta readers, Kafka, Flight SQL and PostgreSQL clients.
+# The Python environment of the end-to-end tests and the bench: Delta readers, clients of Kafka, Flight SQL, PostgreSQL and
+# Snowflake, and a stand-in for Snowflake.
 source "$(dirname "$0")/lib.sh"
 
 requirements="$root/tests/e2e/requirements.txt"

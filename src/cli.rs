@@ -1,6 +1,7 @@
 //! The command line, as it is written: raw flags, nothing decided. [`crate::settings`] makes settings of them.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -49,6 +50,8 @@ pub(crate) enum Command {
     Transform(Transform),
     /// The three doors on a lake: Flight SQL, PostgreSQL, console
     Serve(Doors),
+    /// Gold to Snowflake, one publication as one transaction
+    Mirror(Mirror),
     /// One query on the lake
     Sql(Sql),
     /// Audit bronze: offsets, ledger and rows
@@ -206,6 +209,16 @@ pub(crate) struct Models {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Mirror {
+    /// Bring the mirror to the newest publication and end [default]
+    #[arg(long, conflicts_with = "every")]
+    pub(crate) once: bool,
+    /// Go on, looking for a new publication so often: 30s, 5m, 1h, or seconds
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) every: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Sql {
     /// The statement
     pub(crate) statement: String,
@@ -249,10 +262,43 @@ pub(crate) struct Doctor {
     pub(crate) doors: Doors,
 }
 
+/// A time that passes: a number and a unit, or seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let seconds: Option<u64> = match &text[digits.len()..] {
+        "" | "s" => Some(1),
+        "m" => Some(60),
+        "h" => Some(3_600),
+        "d" => Some(86_400),
+        _ => None,
+    };
+    let seconds = seconds.and_then(|unit| digits.parse::<u64>().ok()?.checked_mul(unit));
+    match seconds {
+        // More than a year is a slip, and far more than any timer takes.
+        Some(seconds @ 1..=31_622_400) => Ok(Duration::from_secs(seconds)),
+        _ => Err("write a time between 1s and 366d, such as 30s, 5m or 1h".to_owned()),
+    }
+}
+
 /// A share of a whole. Told here, so that a wrong one is wrong before any broker is asked.
 fn fraction(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(value) if (0.0..=1.0).contains(&value) => Ok(value),
         _ => Err("write a number between 0 and 1, such as 0.02".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_that_pass() {
+        for (text, seconds) in [("1", 1), ("60", 60), ("30s", 30), ("5m", 300), ("2h", 7_200), ("366d", 31_622_400)] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for wrong in ["", "0", "0s", "s", "-1", "1.5s", "5 m", "5x", "5mm", "367d", "99999999999999999999", "5é"] {
+            assert!(duration(wrong).is_err(), "{wrong} was taken");
+        }
     }
 }

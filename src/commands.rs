@@ -1,6 +1,7 @@
 //! One function a command: options in, a crate's entry point, its result out.
 
 mod doctor;
+mod mirror;
 mod tables;
 
 use std::sync::Arc;
@@ -29,6 +30,7 @@ pub(crate) async fn run(cli: Cli, settings: Settings) -> anyhow::Result<()> {
         Command::Ingest(ingest) => self::ingest(ingest, &settings).await,
         Command::Transform(transform) => self::transform(transform, &settings).await,
         Command::Serve(_) => serve(&settings).await,
+        Command::Mirror(mirror) => mirror::run(&mirror, &settings).await,
         Command::Sql(sql) => self::sql(sql, &settings).await,
         Command::Verify => verify(&settings).await,
         Command::Table(cli::Table::Ls) => tables::ls(&pipeline::open_lake(&settings).await?, settings.json).await,
@@ -135,8 +137,13 @@ async fn transform(transform: cli::Transform, settings: &Settings) -> anyhow::Re
             let (project, options) = options_of(&models)?;
             let lake = pipeline::open_lake(settings).await?;
             let (progress, _) = watch::channel(transforms::WatchProgress::default());
-            let cadence = transforms::Cadence::default();
-            Ok(transforms::watch(&lake, &project, &options, &cadence, progress, stop::on_signal()?).await?)
+            let (cadence, token) = (transforms::Cadence::default(), stop::on_signal()?);
+            let watching = transforms::watch(&lake, &project, &options, &cadence, progress, token.clone());
+            tokio::select! {
+                ended = watching => Ok(ended?),
+                // Ends with the token only, of which the watch hears as well, and has more to bring home.
+                () = async { pipeline::clean(&lake, token).await; std::future::pending().await } => Ok(()),
+            }
         }
         cli::Transform::Build { models, watch: false } => {
             let (project, options) = options_of(&models)?;

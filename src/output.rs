@@ -61,7 +61,8 @@ impl std::error::Error for Fault {}
 
 fn status_of_kind(kind: ErrorKind) -> u8 {
     match kind {
-        ErrorKind::BadConfig | ErrorKind::NewerLake => 2,
+        // What is not there was named by somebody.
+        ErrorKind::BadConfig | ErrorKind::NewerLake | ErrorKind::NotFound => 2,
         ErrorKind::Unavailable => 3,
         _ => 1,
     }

@@ -261,35 +261,38 @@ fn start_doors(
     tasks.spawn(named("the doors", async move { Ok(flight_server::serve(lake, listeners, options, stop).await?) }));
 }
 
+fn start_cleaner(lake: &Lake, tasks: &mut Tasks, stop: CancellationToken) {
+    let lake = lake.clone();
+    tasks.spawn(named("cleaning", async move {
+        clean(&lake, stop).await;
+        Ok(())
+    }));
+}
+
 pub(crate) fn door_options(settings: &Settings) -> flight_server::Options {
     let mut options = flight_server::Options { exposure: settings.ports.exposure, ..flight_server::Options::default() };
     options.limits.statement_timeout = settings.query_timeout;
     options
 }
 
-/// Superseded files of gold go in the same process that supersedes them.
-fn start_cleaner(lake: &Lake, tasks: &mut Tasks, stop: CancellationToken) {
+/// Superseded files of gold go in the same process that supersedes them, until the token is cancelled.
+pub(crate) async fn clean(lake: &Lake, stop: CancellationToken) {
     let mut cleaner = Cleaner::new(lake.clone());
-    tasks.spawn(named("cleaning", async move {
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(CLEANING_INTERVAL) => {}
+    loop {
+        let round = async {
+            tokio::time::sleep(CLEANING_INTERVAL).await;
+            cleaner.clean().await
+        };
+        match stop.run_until_cancelled(round).await {
+            None => return,
+            Some(Ok(report)) if report.files > 0 => {
+                tracing::debug!(files = report.files, bytes = report.bytes, "cleaned")
             }
-            let cleaned = tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                cleaned = cleaner.clean() => cleaned,
-            };
-            match cleaned {
-                Ok(report) if report.files > 0 => {
-                    tracing::debug!(files = report.files, bytes = report.bytes, "cleaned")
-                }
-                Ok(_) => {}
-                // What can't be deleted now is deleted later; nothing else depends on it.
-                Err(error) => tracing::warn!(%error, "cleaning put off"),
-            }
+            Some(Ok(_)) => {}
+            // What can't be deleted now is deleted later; nothing else depends on it.
+            Some(Err(error)) => tracing::warn!(%error, "cleaning put off"),
         }
-    }));
+    }
 }
 
 /// Refuses to listen where other machines can reach us, unless somebody said that they may. Before anything is opened.

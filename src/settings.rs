@@ -2,6 +2,7 @@
 
 mod lake;
 mod layers;
+mod snowflake;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -13,9 +14,10 @@ use ingest::topic::TopicSpec;
 use lakehouse::StorageOptions;
 use url::Url;
 
-use crate::cli::{Cli, Command, Doors, Kafka};
+use crate::cli::{Cli, Command, Doors, Kafka, Transform};
 use crate::output::Fault;
 use layers::{Layers, Setting};
+use snowflake::SnowflakeSettings;
 
 const DATA_DIR: Setting = Setting { key: "data_dir", variables: &["LAKEBEAT_DATA_DIR"] };
 const LOG_LEVEL: Setting = Setting { key: "log_level", variables: &["LAKEBEAT_LOG_LEVEL"] };
@@ -39,7 +41,7 @@ const FLUSH_BYTES: Setting = Setting { key: "ingest.flush_bytes", variables: &["
 const MEMORY_BYTES: Setting = Setting { key: "query.memory_bytes", variables: &["LAKEBEAT_QUERY_MEMORY_BYTES"] };
 const TIMEOUT_SECONDS: Setting =
     Setting { key: "query.timeout_seconds", variables: &["LAKEBEAT_QUERY_TIMEOUT_SECONDS"] };
-/// Every setting there is besides those of the lake, so that an unknown name can be told.
+/// Every setting there is besides those of the lake and of Snowflake, so that an unknown name can be told.
 const ALL: &[&Setting] = &[
     &DATA_DIR,
     &LOG_LEVEL,
@@ -97,6 +99,7 @@ pub(crate) struct Settings {
     pub(crate) flush_bytes: usize,
     pub(crate) query_memory_bytes: usize,
     pub(crate) query_timeout: Duration,
+    pub(crate) snowflake: SnowflakeSettings,
     /// For `env_var` in models.
     pub(crate) environment: BTreeMap<String, String>,
     pub(crate) json: bool,
@@ -105,7 +108,7 @@ pub(crate) struct Settings {
 impl Settings {
     /// Reads everything that can set something, and refuses what is unknown or does not fit.
     pub(crate) fn read(cli: &Cli) -> anyhow::Result<Self> {
-        let known: Vec<&Setting> = ALL.iter().chain(lake::ALL).copied().collect();
+        let known: Vec<&Setting> = ALL.iter().chain(lake::ALL).chain(snowflake::ALL).copied().collect();
         let layers = Layers::read(cli.common.config.as_deref(), &known)?;
         let flags = CommandFlags::of(&cli.command);
         let data_dir: PathBuf = layers
@@ -132,6 +135,7 @@ impl Settings {
             flush_bytes: layers.pick(none, &FLUSH_BYTES)?.unwrap_or(48 << 20),
             query_memory_bytes: layers.pick(none, &MEMORY_BYTES)?.unwrap_or(1 << 30),
             query_timeout: Duration::from_secs(layers.pick(none, &TIMEOUT_SECONDS)?.unwrap_or(300)),
+            snowflake: SnowflakeSettings::read(&layers)?,
             environment: layers.environment(),
             json: cli.common.json,
         })
@@ -200,6 +204,8 @@ impl<'a> CommandFlags<'a> {
 fn default_log_level(command: &Command) -> &'static str {
     match command {
         Command::Up(_) | Command::Broker(_) | Command::Serve(_) | Command::Ingest(_) => "info",
+        Command::Transform(Transform::Build { watch: true, .. }) => "info",
+        Command::Mirror(mirror) if mirror.every.is_some() => "info",
         _ => "warn",
     }
 }

@@ -227,6 +227,8 @@ pub(crate) fn consumer_config(brokers: &str, group: &str, properties: &Propertie
         .set("enable.partition.eof", "true")
         // Eager: a revocation names all partitions, so one drain hands over everything.
         .set("partition.assignment.strategy", "range,roundrobin");
+    // A member that was killed keeps its partitions for this long; librdkafka's 45 s would be 45 s of stale tables.
+    set_default(&mut config, properties, "session.timeout.ms", "10000");
     // librdkafka's own read-ahead of 64 MiB for each partition would be most of our memory.
     set_default(&mut config, properties, "queued.max.messages.kbytes", "16384");
     set_default(&mut config, properties, "queued.min.messages", "50000");

@@ -69,9 +69,16 @@ impl Error {
             // It says the same in a line as the store does in a page of XML.
             return Self::with_source(kind, message, refusal.to_string());
         }
-        if kind == ErrorKind::BadConfig {
-            message +=
-                " (check this user's rights to it, the credentials and the mount, or name another lake with --lake)";
+        let is_s3 = matches!(source, object_store::Error::Generic { store: "S3", .. });
+        match kind {
+            ErrorKind::BadConfig => {
+                message += " (check this user's rights to it, the credentials and the mount, or name another lake with --lake)";
+            }
+            ErrorKind::Unavailable if is_s3 => {
+                message +=
+                    " (is the S3 server running, and is that its address? see MINIO_ENDPOINT or AWS_ENDPOINT_URL)";
+            }
+            _ => {}
         }
         Self::with_source(kind, message, source)
     }

@@ -45,6 +45,7 @@ pub(super) async fn run(settings: &Settings) -> anyhow::Result<()> {
     let mut checks = vec![ok("settings", "understood".to_owned())];
     checks.push(lake(settings).await);
     checks.push(broker(settings).await);
+    checks.push(snowflake(settings).await);
     checks.extend(ports(settings).await);
     if settings.json {
         output::print_json(&checks)?;
@@ -93,6 +94,22 @@ async fn broker(settings: &Settings) -> Check {
             status: 0,
         },
         Err(error) => fault(&what, &error.into()),
+    }
+}
+
+/// A login is tried, and no statement sent: looking costs no warehouse time.
+async fn snowflake(settings: &Settings) -> Check {
+    if !settings.snowflake.is_set() {
+        return ok("Snowflake", "not set: only `mirror` needs it".to_owned());
+    }
+    let tried = async {
+        let options = settings.snowflake.options()?;
+        snowflake_adapter::check(&options).await?;
+        anyhow::Ok(format!("{} takes the login of {}; the mirror is {}", options.url, options.user, options.target()))
+    };
+    match tried.await {
+        Ok(detail) => ok("Snowflake", detail),
+        Err(error) => fault("Snowflake", &error),
     }
 }
 

@@ -66,7 +66,25 @@ fn bucket_url(layers: &Layers) -> anyhow::Result<Url> {
     let bucket = pick(layers, &BUCKET)?.ok_or_else(|| {
         Fault::usage("MINIO_ENDPOINT is set, but no bucket: set MINIO_BUCKET, or the lake with --lake s3://bucket")
     })?;
+    check_bucket(&bucket)?;
     lake_url(&format!("s3://{bucket}"))
+}
+
+/// What S3 takes for a name. Asking the server for another one only gets an answer that says less.
+fn check_bucket(name: &str) -> anyhow::Result<()> {
+    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let is_valid = (3..=63).contains(&name.len())
+        && name.starts_with(is_plain)
+        && name.ends_with(is_plain)
+        && name.chars().all(|c| is_plain(c) || matches!(c, '-' | '.'));
+    if is_valid {
+        return Ok(());
+    }
+    let message = format!(
+        "no bucket can be called \"{name}\": it has 3 to 63 small letters, digits, dashes and dots, and begins and ends \
+         with a letter or digit; name another with MINIO_BUCKET or --lake"
+    );
+    Err(Fault::usage(message).into())
 }
 
 /// The store's settings, by the names that `object_store` knows.
@@ -76,11 +94,10 @@ fn s3_settings(layers: &Layers) -> anyhow::Result<BTreeMap<String, String>> {
     set("aws_region", pick(layers, &REGION)?.unwrap_or_else(|| "us-east-1".to_owned()));
     let endpoint = pick(layers, &ENDPOINT)?;
     if let Some(endpoint) = &endpoint {
-        let endpoint = endpoint.trim_end_matches('/');
-        let endpoint = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
-        set("aws_allow_http", endpoint.starts_with("http://").to_string());
+        let endpoint = endpoint_url(endpoint)?;
+        set("aws_allow_http", (endpoint.scheme() == "http").to_string());
         set("aws_virtual_hosted_style_request", "false".to_owned());
-        set("aws_endpoint", endpoint);
+        set("aws_endpoint", endpoint.as_str().trim_end_matches('/').to_owned());
     }
     if settings.contains_key("aws_access_key_id") {
         return Ok(settings);
@@ -99,6 +116,21 @@ fn s3_settings(layers: &Layers) -> anyhow::Result<BTreeMap<String, String>> {
         return Err(Fault::usage(message).into());
     }
     Ok(settings)
+}
+
+/// `host:port` is how MinIO's own clients write it.
+fn endpoint_url(text: &str) -> anyhow::Result<Url> {
+    let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let bad = |why: &str| {
+        let message = format!("MINIO_ENDPOINT is \"{text}\": {why}; write http://host:port or https://host:port");
+        Fault::usage(message)
+    };
+    let url = Url::parse(&full).map_err(|error| bad(&error.to_string()))?;
+    match url.scheme() {
+        "http" | "https" if url.path() == "/" => Ok(url),
+        "http" | "https" => Err(bad("a path has no place in it, the bucket is set with MINIO_BUCKET").into()),
+        other => Err(bad(&format!("{other}:// is not what an S3 server speaks")).into()),
+    }
 }
 
 /// Our key and secret, or else AWS's. Never one of each: they would not fit.
@@ -137,8 +169,11 @@ fn store_name(setting: &Setting) -> String {
 /// A URL, or a folder's path.
 fn lake_url(text: &str) -> anyhow::Result<Url> {
     if text.contains("://") {
-        return Url::parse(text)
-            .map_err(|error| Fault::usage(format!("the lake \"{text}\" is no URL: {error}")).into());
+        let url = Url::parse(text).map_err(|error| Fault::usage(format!("the lake \"{text}\" is no URL: {error}")))?;
+        if matches!(url.scheme(), "s3" | "s3a") {
+            check_bucket(url.host_str().unwrap_or_default())?;
+        }
+        return Ok(url);
     }
     folder_url(Path::new(text))
 }
