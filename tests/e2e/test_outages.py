@@ -6,7 +6,7 @@ from kafka_server import KafkaServer
 from lake import wait_settled
 from messages import in_topic, logged, simulate
 from minio_server import MinioServer
-from program import Process, Up
+from program import Process, Server, Up, run
 from waiting import wait_for
 
 OUTAGE_SECONDS = 30
@@ -101,3 +101,15 @@ def test_nothing_answers_at_the_start(tmp_path, kafka, minio, place, ended_later
     ended_later(ended.start())
     wait_for("it has begun", lambda: sum(late.lake(place).counts()) == 300, seconds=60, every=0.5, alive=ended)
     ended.stop()
+
+
+def test_a_kafka_that_has_only_just_started(tmp_path, ended_later):
+    """It listens and answers before each partition has its leader again: that is worth a moment's patience, and no error."""
+    server = ended_later(KafkaServer(tmp_path / "kafka")).start()
+    simulate(server.address, tmp_path, 100, 1)
+    for _ in range(3):
+        server.stop()
+        Server.start(server)
+        wait_for("Kafka says that it is there", lambda: "Kafka Server started" in server.err(), every=0.02, alive=server)
+        ended = run("ingest", "--until-end", "--brokers", server.address, cwd=tmp_path)
+        assert ended.status == 0, ended
