@@ -34,7 +34,9 @@ const RUNNING: [&str; 2] = ["333333", "333334"];
 /// The pause before one asks again.
 const RUNNING_PAUSE: Duration = Duration::from_millis(250);
 /// The codes of something that is not there, or that the role may not see: Snowflake does not tell the two apart.
-const NOT_THERE: [&str; 2] = ["002003", "002043"];
+pub(crate) const NOT_THERE: [&str; 2] = ["002003", "002043"];
+/// The codes of something that is there already: Snowflake's, and fakesnow's.
+pub(crate) const ALREADY_THERE: [&str; 2] = ["002002", "002003"];
 /// The codes of a session that is no more.
 const SESSION_GONE: [&str; 4] = ["390103", "390104", "390111", "390112"];
 
@@ -140,11 +142,11 @@ impl Session {
         Rows::decode(doing, data)
     }
 
-    /// The same, but something that is not there, or that the role may not see, is no error.
-    pub(crate) async fn run_if_there(&mut self, doing: &str, sql: &str) -> Result<Option<Rows>> {
+    /// The same, but a refusal with one of these codes is no error.
+    pub(crate) async fn run_unless(&mut self, codes: &[&str], doing: &str, sql: &str) -> Result<Option<Rows>> {
         match self.ask_for(doing, sql).await? {
             Ok(data) => Rows::decode(doing, data).map(Some),
-            Err(refused) if NOT_THERE.contains(&refused.code()) => Ok(None),
+            Err(refused) if codes.contains(&refused.code()) => Ok(None),
             Err(refused) => Err(refusal(doing, &refused)),
         }
     }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::client::Session;
+use crate::client::{ALREADY_THERE, NOT_THERE, Session};
 use crate::types::{literal, quoted, upper};
 use crate::{Error, ErrorKind, Options, Result};
 
@@ -55,7 +55,7 @@ pub(crate) async fn enter(session: &mut Session, options: &Options) -> Result<()
     let schema = format!("{database}.{}", quoted(&upper(&options.schema)));
     let enter = format!("USE SCHEMA {schema}");
     let doing = format!("use the schema {}", options.target());
-    if session.run_if_there(&doing, &enter).await?.is_some() {
+    if session.run_unless(&NOT_THERE, &doing, &enter).await?.is_some() {
         return Ok(());
     }
     let making = format!("make the schema {}", options.target());
@@ -72,7 +72,7 @@ pub(crate) async fn enter(session: &mut Session, options: &Options) -> Result<()
 pub(crate) async fn read(session: &mut Session, lake_id: &str, target: &str) -> Result<State> {
     let select = format!("SELECT LAKE, PUBLICATION, ATTEMPT FROM {STATE}");
     let doing = format!("read what {target} holds");
-    let rows = match session.run_if_there(&doing, &select).await? {
+    let rows = match session.run_unless(&NOT_THERE, &doing, &select).await? {
         Some(rows) => rows,
         None => {
             make(session, lake_id, target).await?;
@@ -104,19 +104,20 @@ pub(crate) async fn read(session: &mut Session, lake_id: &str, target: &str) -> 
     Ok(state)
 }
 
-/// The row comes with its table in one statement, so that two mirrors that both find none make one row.
+/// The row comes with its table in one statement, so that of two mirrors that both find none one makes it, and the other is
+/// told that it is there.
 async fn make(session: &mut Session, lake_id: &str, target: &str) -> Result<()> {
     let doing = format!("make the mirror's own tables in {target}");
     let tables = "TABLE_NAME VARCHAR, TABLE_ID VARCHAR, DELTA_VERSION NUMBER(38,0), ROW_COUNT NUMBER(38,0), \
                   PUBLICATION NUMBER(38,0), APPLIED_AT TIMESTAMP_TZ";
     session.run(&doing, &format!("CREATE TABLE IF NOT EXISTS {TABLES} ({tables})")).await?;
     let state = format!(
-        "CREATE TABLE IF NOT EXISTS {STATE} AS SELECT CAST({} AS VARCHAR) AS LAKE, \
+        "CREATE TABLE {STATE} AS SELECT CAST({} AS VARCHAR) AS LAKE, \
          CAST(0 AS NUMBER(38,0)) AS PUBLICATION, CAST('' AS VARCHAR) AS ATTEMPT, \
          CAST(CURRENT_TIMESTAMP() AS TIMESTAMP_TZ) AS APPLIED_AT",
         literal(lake_id)
     );
-    session.run(&doing, &state).await?;
+    session.run_unless(&ALREADY_THERE, &doing, &state).await?;
     Ok(())
 }
 

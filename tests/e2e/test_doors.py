@@ -228,6 +228,7 @@ def test_doctor_beside_a_running_up(served):
     assert found.pop("settings") == ("ok", "understood")
     assert found.pop(f"lake file://{up.lake}/") == ("ok", f"{tables} tables")
     assert found.pop(f"broker {up.brokers}") == ("ok", f"1 brokers, topic {TOPIC} is there")
+    assert found.pop("Snowflake") == ("ok", "not set: only `mirror` needs it")
     for door in DOORS:
         state, detail = found.pop(f"port {up.ports[door]}")
         assert state == "note" and f"--{door}-port" in detail

@@ -525,26 +525,32 @@ def test_the_mirror_of_another_lake_is_left_alone(mirror, lakes, tmp_path, proje
     mirror.run_ok(data=other)
 
 
-def test_two_mirrors_at_once(mirror, lakes, tmp_path):
-    """Both have loaded everything when the first of them begins its transaction. One applies it, the other finds it."""
-    mirror.run_ok()
-    mirror.now(lakes[1])
+@pytest.mark.parametrize("place", ["BEGIN", 'CREATE TABLE "_MIRROR_STATE"'])
+def test_two_mirrors_at_once(mirror, lakes, tmp_path, place):
+    """They meet when both have loaded everything, or when both have found an empty schema. One applies the publication, the
+    other finds it."""
+    if place == "BEGIN":
+        mirror.run_ok()
+        mirror.now(lakes[1])
+    publication = 2 if place == "BEGIN" else 1
     twin = copied(mirror.data, tmp_path / "twin")
     both = threading.Barrier(2)
     mirror.relay.forget()
-    began = itertools.count(1)
+    arrived = itertools.count(1)
 
     def meet(request, now):
-        if now == BEFORE and request.sql == "BEGIN" and next(began) <= 2:
+        if now == BEFORE and request.sql.startswith(place) and next(arrived) <= 2:
             both.wait(30)
 
     mirror.relay.meddle = meet
     with ThreadPoolExecutor(2) as pool:
         runs = list(pool.map(lambda data: mirror.run("--json", data=data), (mirror.data, twin)))
+    assert not both.broken and next(arrived) > 2
     assert [ended.status for ended in runs] == [DONE, DONE], runs
     assert sorted(ended.json["outcome"] for ended in runs) == ["found", "mirrored"], runs
     assert mirror.relay.statements().count("COMMIT") == 1
-    assert check_holds(mirror.target, {2: gold(lakes[1])}) == 2
+    assert mirror.target.query("SELECT COUNT(*) FROM _MIRROR_STATE") == [(1,)]
+    assert check_holds(mirror.target, {publication: gold(lakes[publication - 1])}) == publication
 
 
 def test_one_that_was_overtaken_changes_nothing(mirror, lakes, tmp_path):
