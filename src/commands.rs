@@ -22,7 +22,9 @@ use crate::stop;
 
 /// Runs the command.
 pub(crate) async fn run(cli: Cli, settings: Settings) -> anyhow::Result<()> {
-    settings.warn();
+    if matches!(cli.command, Command::Up(_) | Command::Ingest(_)) {
+        settings.warn();
+    }
     match cli.command {
         Command::Up(up) => self::up(up, &settings).await,
         Command::Broker(_) => broker(&settings).await,

@@ -86,8 +86,8 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Prints an error to stderr, with its causes, each once.
-pub(crate) fn complain(error: &anyhow::Error) {
+/// An error with its causes, each once.
+pub(crate) fn told(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1) {
         let cause = cause.to_string();
@@ -96,8 +96,13 @@ pub(crate) fn complain(error: &anyhow::Error) {
             text = format!("{text}: {cause}");
         }
     }
+    text
+}
+
+/// Prints an error to stderr.
+pub(crate) fn complain(error: &anyhow::Error) {
     // Nothing is left to do if even stderr is gone.
-    let _ = writeln!(std::io::stderr(), "error: {text}");
+    let _ = writeln!(std::io::stderr(), "error: {}", told(error));
 }
 
 /// Prints rows as a plain table, columns padded to their widest value.

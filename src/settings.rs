@@ -1,5 +1,6 @@
 //! Settings: raw flags and layers in, plain values out. Nothing else in the program reads the environment or a file for them.
 
+mod dotenv;
 mod lake;
 mod layers;
 mod snowflake;
@@ -234,7 +235,11 @@ fn ports(layers: &Layers, flags: &CommandFlags<'_>) -> anyhow::Result<Ports> {
 fn rate(layers: &Layers, flag: Option<&String>) -> anyhow::Result<f64> {
     let interval: Option<f64> = layers.pick(("", None), &INTERVAL)?;
     let rate: Option<f64> = layers.pick(("--rate", flag), &RATE)?;
-    let of_interval = interval.filter(|seconds| *seconds > 0.0).map(|seconds| 1.0 / seconds);
+    if interval.is_some_and(|seconds| seconds.is_nan() || seconds < 0.0) {
+        return Err(Fault::usage("EVENT_INTERVAL_SECONDS is less than 0: it is the seconds between two events").into());
+    }
+    // No pause is as fast as it goes, which is what a rate of 0 says.
+    let of_interval = interval.map(|seconds| if seconds == 0.0 { 0.0 } else { 1.0 / seconds });
     // The nearer layer wins, whichever of the two it names.
     let is_nearer = flag.is_some() || layers.distance(&RATE) <= layers.distance(&INTERVAL);
     let rate = if is_nearer { rate.or(of_interval) } else { of_interval.or(rate) }.unwrap_or(20.0);

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 use serde::Serialize;
 
@@ -20,6 +20,10 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The same for a question that is asked each second anyway. Short, since a process that ends waits for it.
 const SMALL_TALK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a cluster may take to choose its leaders.
+const SETTLING_MAX: Duration = Duration::from_secs(15);
+const SETTLING_PAUSE: Duration = Duration::from_millis(200);
 
 /// Settings of librdkafka that exactly-once rests on, or that have a flag of their own: not for the user to set.
 const OWN_PROPERTIES: [&str; 11] = [
@@ -139,22 +143,30 @@ impl Probe {
 
     /// The partitions of a topic.
     pub(crate) fn partitions(&self, topic: &str) -> Result<BTreeSet<i32>> {
-        let doing = format!("cannot ask for the partitions of topic {topic}");
-        let metadata = self
-            .consumer
-            .fetch_metadata(Some(topic), REQUEST_TIMEOUT)
-            .map_err(|source| unavailable(&self.brokers, &doing, source))?;
-        let found = metadata.topics().iter().find(|found| found.name() == topic);
-        let code = found.and_then(|found| found.error()).map(RDKafkaErrorCode::from);
-        let partitions: BTreeSet<i32> =
-            found.map(|found| found.partitions().iter().map(|partition| partition.id()).collect()).unwrap_or_default();
-        match code {
-            None if !partitions.is_empty() => Ok(partitions),
-            None | Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => Err(Error::new(
+        match patiently(|| self.partitions_now(topic)) {
+            Ok(partitions) if !partitions.is_empty() => Ok(partitions),
+            Ok(_)
+            | Err(KafkaError::MetadataFetch(
+                RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition,
+            )) => Err(Error::new(
                 ErrorKind::NotFound,
                 format!("topic {topic} is not there at {}: make it, or name another with --topic", self.brokers),
             )),
-            Some(code) => Err(unavailable(&self.brokers, &doing, KafkaError::MetadataFetch(code))),
+            Err(source) => {
+                let doing = format!("cannot ask for the partitions of topic {topic}");
+                Err(unavailable(&self.brokers, &doing, source))
+            }
+        }
+    }
+
+    fn partitions_now(&self, topic: &str) -> KafkaResult<BTreeSet<i32>> {
+        let metadata = self.consumer.fetch_metadata(Some(topic), REQUEST_TIMEOUT)?;
+        let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
+            return Ok(BTreeSet::new());
+        };
+        match found.error() {
+            Some(code) => Err(KafkaError::MetadataFetch(code.into())),
+            None => Ok(found.partitions().iter().map(|partition| partition.id()).collect()),
         }
     }
 
@@ -162,9 +174,7 @@ impl Probe {
     pub(crate) fn watermarks(&self, topic: &str, partitions: &BTreeSet<i32>) -> Result<BTreeMap<i32, Watermarks>> {
         let one = |&partition: &i32| {
             let doing = format!("cannot ask for the offsets of topic {topic} partition {partition}");
-            let (low, high) = self
-                .consumer
-                .fetch_watermarks(topic, partition, REQUEST_TIMEOUT)
+            let (low, high) = patiently(|| self.consumer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT))
                 .map_err(|source| unavailable(&self.brokers, &doing, source))?;
             Ok((partition, Watermarks { low, high }))
         };
@@ -191,11 +201,55 @@ impl Probe {
     }
 }
 
+/// Asks again for as long as a cluster that has just started, or lost a broker, still chooses who leads which partition.
+fn patiently<T>(ask: impl Fn() -> KafkaResult<T>) -> KafkaResult<T> {
+    let until = Instant::now() + SETTLING_MAX;
+    loop {
+        match ask() {
+            Err(error) if is_settling(&error) && Instant::now() < until => {
+                tracing::debug!(%error, "the cluster is not settled yet");
+                std::thread::sleep(SETTLING_PAUSE);
+            }
+            result => return result,
+        }
+    }
+}
+
+fn is_settling(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            Code::NotLeaderForPartition
+                | Code::LeaderNotAvailable
+                | Code::ReplicaNotAvailable
+                | Code::KafkaStorageError
+                | Code::FencedLeaderEpoch
+                | Code::UnknownLeaderEpoch
+        )
+    )
+}
+
+/// A list of brokers that can be tried. librdkafka passes over what it cannot read, and then waits for nobody.
+fn check_brokers(brokers: &str) -> Result<()> {
+    for broker in brokers.split(',').map(str::trim) {
+        let port = broker.rsplit_once(':').map(|(_, port)| port).filter(|_| !broker.ends_with(']'));
+        if broker.is_empty() || port.is_some_and(|port| port.parse::<u16>().is_err()) {
+            let message = format!(
+                "\"{broker}\" in the brokers \"{brokers}\" is no host:port: set --brokers or KAFKA_BOOTSTRAP_SERVERS"
+            );
+            return Err(Error::new(ErrorKind::BadConfig, message));
+        }
+    }
+    Ok(())
+}
+
 /// The settings that all our clients share.
 ///
 /// # Errors
-/// `BadConfig` for a property that is ours to set.
+/// `BadConfig` for a property that is ours to set, or an address that is none.
 pub(crate) fn client_config(brokers: &str, properties: &Properties) -> Result<ClientConfig> {
+    check_brokers(brokers)?;
     let mut config = ClientConfig::new();
     for (name, value) in properties {
         if OWN_PROPERTIES.contains(&name.as_str()) {
@@ -315,6 +369,17 @@ mod tests {
         let config = consumer_config("localhost:9092", "group", &properties).expect("a fine property");
         assert_eq!(config.get("fetch.wait.max.ms"), Some("7"));
         assert_eq!(config.get("enable.auto.commit"), Some("false"));
+    }
+
+    #[test]
+    fn addresses_that_are_none_are_named() {
+        for brokers in ["localhost:9092", "a:1, b:2", "kafka", "[::1]:9092", "[::1]", "PLAINTEXT://a:9092"] {
+            assert!(check_brokers(brokers).is_ok(), "{brokers}");
+        }
+        for brokers in ["localhost:port", "a:1,,b:2", "", "a:99999"] {
+            let error = check_brokers(brokers).expect_err("no address");
+            assert!(error.to_string().contains("--brokers") && error.to_string().contains(brokers), "{error}");
+        }
     }
 
     #[tokio::test]

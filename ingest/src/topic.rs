@@ -103,8 +103,9 @@ impl TopicSpec {
         let bad =
             |message: String| Err(Error::new(ErrorKind::BadConfig, format!("topic \"{}\": {message}", self.name)));
         let name_is_valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        if self.name.is_empty() || self.name.len() > 249 || !self.name.chars().all(name_is_valid) {
-            return bad("a topic's name has 1 to 249 letters, digits, '.', '_' or '-'".to_owned());
+        let is_dots = matches!(self.name.as_str(), "." | "..");
+        if self.name.is_empty() || self.name.len() > 249 || is_dots || !self.name.chars().all(name_is_valid) {
+            return bad("a topic's name has 1 to 249 letters, digits, '.', '_' or '-', and more than dots".to_owned());
         }
         if self.partitions < 1 {
             return bad(format!("partitions is {}: at least 1 is needed", self.partitions));

@@ -66,7 +66,7 @@ fn ok(what: &str, detail: String) -> Check {
 
 fn fault(what: &str, error: &anyhow::Error) -> Check {
     let status = Fault::status_of(error);
-    Check { what: what.to_owned(), state: State::Fault, detail: format!("{error:#}"), status }
+    Check { what: what.to_owned(), state: State::Fault, detail: output::told(error), status }
 }
 
 async fn lake(settings: &Settings) -> Check {

@@ -17,8 +17,10 @@ const ENDPOINT: Setting = Setting {
 /// Only these say that the lake is a bucket: an address for AWS's own tools must not move it.
 const MINIO_ENDPOINT: Setting = Setting { key: "s3.endpoint", variables: &["LAKEBEAT_S3_ENDPOINT", "MINIO_ENDPOINT"] };
 const BUCKET: Setting = Setting { key: "s3.bucket", variables: &["LAKEBEAT_S3_BUCKET", "MINIO_BUCKET"] };
-const REGION: Setting =
-    Setting { key: "s3.region", variables: &["LAKEBEAT_S3_REGION", "AWS_REGION", "AWS_DEFAULT_REGION"] };
+const REGION: Setting = Setting {
+    key: "s3.region",
+    variables: &["LAKEBEAT_S3_REGION", "MINIO_REGION", "AWS_REGION", "AWS_DEFAULT_REGION"],
+};
 const ACCESS_KEY: Setting =
     Setting { key: "s3.access_key", variables: &["LAKEBEAT_S3_ACCESS_KEY", "MINIO_ACCESS_KEY"] };
 const SECRET_KEY: Setting =

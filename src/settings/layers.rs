@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use toml::{Table, Value};
 
+use super::dotenv;
 use crate::output::Fault;
 
 /// One setting: its place in `lakebeat.toml`, and the environment variables that set it, ours first.
@@ -35,7 +36,7 @@ impl Layers {
         let environment: BTreeMap<String, String> = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
-        let dotenv = read_dotenv(Path::new(".env"))?;
+        let dotenv = read_dotenv(Path::new(".env"), &environment)?;
         let default = Path::new("lakebeat.toml");
         let path = config.or(default.exists().then_some(default));
         let file = path.map_or_else(|| Ok(Table::new()), read_file)?;
@@ -158,13 +159,12 @@ fn unknown(shown: &str, name: &str, known: &[&str]) -> anyhow::Error {
     Fault::usage(format!("unknown setting {shown}{hint}")).into()
 }
 
-fn read_dotenv(path: &Path) -> anyhow::Result<BTreeMap<String, String>> {
-    if !path.exists() {
-        return Ok(BTreeMap::new());
+fn read_dotenv(path: &Path, environment: &BTreeMap<String, String>) -> anyhow::Result<BTreeMap<String, String>> {
+    match std::fs::read(path) {
+        Ok(bytes) => dotenv::parse(&bytes, environment),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+        Err(error) => Err(Fault::usage(format!("cannot read {}: {error}", path.display())).into()),
     }
-    let bad = |error: dotenvy::Error| Fault::usage(format!("cannot read {}: {error}", path.display()));
-    let lines = dotenvy::from_path_iter(path).map_err(bad)?;
-    lines.map(|line| line.map_err(|error| bad(error).into())).collect()
 }
 
 fn read_file(path: &Path) -> anyhow::Result<Table> {
