@@ -23,7 +23,7 @@ stage_e2e() {
     # PYTEST_ADDOPTS picks some: PYTEST_ADDOPTS='-k doors' make test STAGES=e2e
     # A file's tests stay together and in order: some look back at what the ones before them did.
     # The files come in the order that conftest.py gives them.
-    "$venv/bin/python" -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder tests/e2e
+    "$venv/bin/python" -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder tests/e2e
 }
 
 stages=("$@")

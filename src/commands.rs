@@ -12,6 +12,7 @@ use ingest::{broker, consume, simulate};
 use lakehouse::{Lake, SystemClock};
 use serde::Serialize;
 use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
 use transforms::{BuildReport, Project, RefreshMode};
 
 use crate::cli::{self, Cli, Command};
@@ -72,8 +73,10 @@ fn brokers(settings: &Settings) -> String {
 }
 
 async fn simulate(simulate: cli::Simulate, settings: &Settings) -> anyhow::Result<()> {
+    let token = stop::on_signal()?;
     let brokers = brokers(settings);
-    ingest::kafka::ensure_topic(&brokers, &settings.topic, &settings.kafka_properties).await?;
+    let topic_made = ingest::kafka::ensure_topic(&brokers, &settings.topic, &settings.kafka_properties);
+    let Some(()) = token.run_until_cancelled(topic_made).await.transpose()? else { return Ok(()) };
     let options = simulate::Options {
         properties: settings.kafka_properties.clone(),
         count: simulate.count,
@@ -84,7 +87,7 @@ async fn simulate(simulate: cli::Simulate, settings: &Settings) -> anyhow::Resul
         log: simulate.log,
         ..simulate::Options::new(brokers, &settings.topic.name)
     };
-    let report = simulate::run(options, Arc::new(SystemClock), stop::on_signal()?).await?;
+    let report = simulate::run(options, Arc::new(SystemClock), token).await?;
     output::result(&report, settings.json)?;
     match report.failed {
         0 => Ok(()),
@@ -92,14 +95,20 @@ async fn simulate(simulate: cli::Simulate, settings: &Settings) -> anyhow::Resul
     }
 }
 
+/// Opens the lake for what runs until it is stopped. `None` if that came while a store was waited for.
+async fn open_lake_until(token: &CancellationToken, settings: &Settings) -> anyhow::Result<Option<Lake>> {
+    token.run_until_cancelled(pipeline::open_lake(settings)).await.transpose()
+}
+
 async fn ingest(ingest: cli::Ingest, settings: &Settings) -> anyhow::Result<()> {
-    let lake = pipeline::open_lake(settings).await?;
+    let token = stop::on_signal()?;
+    let Some(lake) = open_lake_until(&token, settings).await? else { return Ok(()) };
     let mut options = pipeline::ingest_options(settings, &brokers(settings));
     if ingest.until_end {
         options.stop = consume::Stop::AtEnd;
     }
     let (progress, _) = watch::channel(consume::Progress::default());
-    let summary = consume::run(&lake, options, progress, stop::on_signal()?).await?;
+    let summary = consume::run(&lake, options, progress, token).await?;
     if settings.json {
         return output::print_json(&summary);
     }
@@ -137,15 +146,7 @@ async fn transform(transform: cli::Transform, settings: &Settings) -> anyhow::Re
         }
         cli::Transform::Build { models, watch: true } => {
             let (project, options) = options_of(&models)?;
-            let lake = pipeline::open_lake(settings).await?;
-            let (progress, _) = watch::channel(transforms::WatchProgress::default());
-            let (cadence, token) = (transforms::Cadence::default(), stop::on_signal()?);
-            let watching = transforms::watch(&lake, &project, &options, &cadence, progress, token.clone());
-            tokio::select! {
-                ended = watching => Ok(ended?),
-                // Ends with the token only, of which the watch hears as well, and has more to bring home.
-                () = async { pipeline::clean(&lake, token).await; std::future::pending().await } => Ok(()),
-            }
+            watch(&project, &options, settings).await
         }
         cli::Transform::Build { models, watch: false } => {
             let (project, options) = options_of(&models)?;
@@ -165,6 +166,20 @@ async fn transform(transform: cli::Transform, settings: &Settings) -> anyhow::Re
     }
 }
 
+/// Builds whenever there is something new, and cleans up after that.
+async fn watch(project: &Project, options: &transforms::Options, settings: &Settings) -> anyhow::Result<()> {
+    let token = stop::on_signal()?;
+    let Some(lake) = open_lake_until(&token, settings).await? else { return Ok(()) };
+    let (progress, _) = watch::channel(transforms::WatchProgress::default());
+    let cadence = transforms::Cadence::default();
+    let watching = transforms::watch(&lake, project, options, &cadence, progress, token.clone());
+    tokio::select! {
+        ended = watching => Ok(ended?),
+        // Ends with the token only, of which the watch hears as well, and has more to bring home.
+        () = async { pipeline::clean(&lake, token).await; std::future::pending().await } => Ok(()),
+    }
+}
+
 fn list<T: Serialize + std::fmt::Display>(entries: &[T], json: bool) -> anyhow::Result<()> {
     if json {
         return output::print_json(entries);
@@ -181,14 +196,15 @@ fn report(report: &BuildReport, json: bool) -> anyhow::Result<()> {
 }
 
 async fn serve(settings: &Settings) -> anyhow::Result<()> {
+    let token = stop::on_signal()?;
     let listeners = pipeline::bind_doors(&settings.ports).await?;
-    let lake = pipeline::open_lake(settings).await?;
+    let Some(lake) = open_lake_until(&token, settings).await? else { return Ok(()) };
     for (door, listener) in
         [("Flight SQL", &listeners.flight), ("PostgreSQL", &listeners.postgres), ("console", &listeners.console)]
     {
         tracing::info!(door, address = %listener.local_addr()?, "open");
     }
-    Ok(flight_server::serve(lake, listeners, pipeline::door_options(settings), stop::on_signal()?).await?)
+    Ok(flight_server::serve(lake, listeners, pipeline::door_options(settings), token).await?)
 }
 
 async fn sql(sql: cli::Sql, settings: &Settings) -> anyhow::Result<()> {

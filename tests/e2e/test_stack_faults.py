@@ -1,6 +1,8 @@
 """What is wrong between the program and a real Kafka or MinIO: one error within seconds that names the thing, says what it
 answered and what to do, and nothing half-done."""
 
+import socket
+
 import pytest
 
 from messages import simulate
@@ -103,6 +105,22 @@ def test_no_store_answers(tmp_path, kafka, minio, place, topic, command):
     env = minio.environment(place) | {"MINIO_ENDPOINT": f"http://127.0.0.1:{port}", "KAFKA_TOPIC": topic}
     ended = run(*COMMANDS[command](kafka.address), cwd=tmp_path, env=env, timeout=90)
     check_refused(ended, UNREACHABLE, f"127.0.0.1:{port}", "MINIO_ENDPOINT")
+
+
+@pytest.mark.parametrize(
+    "command", [("ingest",), ("transform", "build", "--watch"), ("serve",), ("mirror", "--every", "1s")], ids=lambda c: c[0]
+)
+def test_stopped_while_it_waits_for_a_store(tmp_path, minio, place, ended_later, command):
+    """One that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        env = minio.environment(place) | {"MINIO_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        env |= {"SNOWFLAKE_ACCOUNT": "one", "SNOWFLAKE_USER": "one", "SNOWFLAKE_PASSWORD": "one"}
+        flags = door_flags()[2:] if command == ("serve",) else []
+        process = ended_later(Process(*command, *flags, cwd=tmp_path, env=env)).start()
+        silent.settimeout(30)
+        connection, _ = silent.accept()
+        with connection:
+            process.stop(seconds=5)
 
 
 def test_an_endpoint_that_is_no_store(tmp_path, kafka, minio, place, topic):
