@@ -14,6 +14,7 @@ from confluent_kafka.admin import AdminClient
 
 from old_pipeline import OLD_SETTINGS
 from program import BINARY, CACHE, CONSOLE, FLIGHT, POSTGRES, REPOSITORY, Process, environment, free_ports, run
+from stand_in import FakeSnow, Target
 from waiting import wait_for
 
 COMPOSE = CACHE / "compose" / "bin" / "docker-compose"
@@ -144,7 +145,7 @@ class Translated:
 
 def started_in_order(services, folder, names, ended_later):
     """Starts our services as compose would: each as soon as what it depends on is as far as it has to be."""
-    running, waiting = {}, {name: services[name] for name in services if name in OURS and "profiles" not in services[name]}
+    running, waiting = {}, {name: services[name] for name in services if name in OURS}
     done = set(THEIRS)
     while waiting:
         ready = [name for name, service in waiting.items() if service.get("depends_on", {}).keys() <= done]
@@ -164,14 +165,18 @@ def started_in_order(services, folder, names, ended_later):
 
 
 def test_the_services_do_their_work(tmp_path, no_dotenv, kafka, minio, place, ended_later):
+    snowflake = ended_later(FakeSnow(tmp_path))
+    wait_for("the stand-in for Snowflake answers", snowflake.answers, seconds=60)
     chosen = {
         "KAFKA_TOPIC": place, "KAFKA_GROUP_ID": place, "MINIO_BUCKET": place, "MINIO_ACCESS_KEY": minio.access_key,
-        "MINIO_SECRET_KEY": minio.secret_key, "EVENT_INTERVAL_SECONDS": "0.005",
+        "MINIO_SECRET_KEY": minio.secret_key, "EVENT_INTERVAL_SECONDS": "0.005", "MIRROR_INTERVAL": "2s",
+        "SNOWFLAKE_URL": f"http://127.0.0.1:{snowflake.port}", "SNOWFLAKE_ACCOUNT": "stand-in", "SNOWFLAKE_USER": "mirror",
+        "SNOWFLAKE_PASSWORD": "any",
     }  # fmt: skip
     services = resolved(*no_dotenv, **chosen)["services"]
     names = {"kafka:9092": kafka.address, "minio:9000": f"127.0.0.1:{minio.port}", "0.0.0.0": "127.0.0.1"}
     running = started_in_order(services, tmp_path, names, ended_later)
-    assert running.keys() == OURS - {"topic", "mirror"}
+    assert running.keys() == OURS - {"topic"}
 
     doors = running["serve"].ports
     url = f"postgresql://x@127.0.0.1:{doors[POSTGRES]}/lake"
@@ -190,6 +195,12 @@ def test_the_services_do_their_work(tmp_path, no_dotenv, kafka, minio, place, en
     assert sorted(partitions) == [0, 1, 2, 3]
     before = plays()
     wait_for("gold follows", lambda: plays() > before + 200, seconds=60, every=0.3, alive=serve)
+
+    def mirrored():
+        ((events,),) = Target(snowflake, "SPOTIFY_DB").query("SELECT SUM(EVENTS) FROM LISTENING_BY_MINUTE")
+        return events or 0
+
+    wait_for("Snowflake follows", lambda: mirrored() > before, seconds=60, every=0.5, alive=running["mirror"].process)
 
     # As `docker compose down` does it: who depends on somebody goes first.
     for name in reversed(running):
