@@ -33,6 +33,10 @@ if [ -n "$added" ]; then
     fail "turn the feature on in the root Cargo.toml for all, or do without it"
 fi
 
+if grep '^name = "aws-\(sdk\|config\)' Cargo.lock >&2; then
+    fail "AWS's SDK is hundreds of crates for what object_store's own S3 client does"
+fi
+
 if grep '^source = "git' Cargo.lock >&2; then
     fail "a dependency from a branch of somebody's repository can change or go away: take a released version"
 fi
