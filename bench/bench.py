@@ -197,7 +197,7 @@ def machine():
     model = next((line.split(":")[1].strip() for line in cpuinfo.splitlines() if line.startswith("model name")), "?")
     total = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
     memory = int(total.split()[1]) / 1024**2
-    return f"{os.cpu_count()} cores, {model}, {memory:.0f} GiB of memory, {platform.system()} {platform.release()}"
+    return f"{os.cpu_count()} cores, {model}, {memory:.0f} GiB of memory, {platform.system()}"
 
 
 def speed_lines(result):

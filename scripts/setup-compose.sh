@@ -13,6 +13,8 @@ go="$("$root/scripts/setup-go.sh")"
 say "compose: $folder (about two minutes)"
 rm -rf "$folder"
 mkdir -p "$folder/bin"
+# Go makes its modules read-only, and a run that was broken off could not be cleared away.
+export GOFLAGS=-modcacherw
 export GOMODCACHE="$folder/modules" GOCACHE="$folder/build" GOTOOLCHAIN=local CGO_ENABLED=0
 # Its go.mod excludes versions, which `go install` refuses of a module that is not the main one: so it becomes the main one.
 "$go" mod download "github.com/docker/compose/v2@$version"

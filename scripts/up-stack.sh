@@ -111,7 +111,7 @@ detached env "${foreign[@]/#/--unset=}" MINIO_ROOT_USER="$access_key" MINIO_ROOT
 minio=$!
 
 say "waiting for MinIO (log: $minio_log) and Kafka (log: $kafka_log)"
-until_answers MinIO "$minio" "$minio_log" curl --silent --fail "http://127.0.0.1:$minio_port/minio/health/ready"
+until_answers MinIO "$minio" "$minio_log" curl --noproxy '*' --silent --fail "http://127.0.0.1:$minio_port/minio/health/ready"
 until_answers Kafka "$kafka" "$kafka_log" grep --quiet 'Kafka Server started' "$kafka_log"
 say "MinIO  http://127.0.0.1:$minio_port, its page http://127.0.0.1:$page_port (user $access_key)"
 say "Kafka  127.0.0.1:$kafka_port"
@@ -128,7 +128,10 @@ source "$names"
 say "other commands find this lake after: source ${names#"$root/"}"
 
 [ -z "$stopping" ] || exit 0
-detached bin/lakebeat up "$@" </dev/null &
+# By flags and names that win over whatever else says where the lake is.
+export LAKEBEAT_S3_ENDPOINT="$MINIO_ENDPOINT" LAKEBEAT_S3_ACCESS_KEY="$access_key" LAKEBEAT_S3_SECRET_KEY="$secret_key"
+unset LAKEBEAT_S3_SESSION_TOKEN LAKEBEAT_S3_BUCKET
+detached bin/lakebeat up --brokers "127.0.0.1:$kafka_port" --lake "s3://$bucket" "$@" </dev/null &
 lakebeat=$!
 
 while [ -z "$stopping" ]; do

@@ -22,7 +22,7 @@ for _ in $(seq 10); do
         "$cache/minio/bin/minio" server --quiet --address "127.0.0.1:$port" "$folder/data" >"$folder/log" 2>&1 &
     server=$!
     for _ in $(seq 100); do
-        if curl --silent --fail --max-time 2 "$TEST_S3_ENDPOINT/minio/health/live" && kill -0 "$server" 2>/dev/null; then
+        if curl --noproxy '*' --silent --fail --max-time 2 "$TEST_S3_ENDPOINT/minio/health/live" && kill -0 "$server" 2>/dev/null; then
             "$@"
             exit
         fi

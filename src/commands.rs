@@ -9,7 +9,7 @@ use std::sync::Arc;
 use arrow::util::pretty::pretty_format_batches;
 use futures::TryStreamExt as _;
 use ingest::{broker, consume, simulate};
-use lakehouse::{Lake, SystemClock};
+use lakehouse::{ErrorKind, Lake, SystemClock};
 use serde::Serialize;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -234,7 +234,11 @@ async fn sql(sql: cli::Sql, settings: &Settings) -> anyhow::Result<()> {
 
 async fn verify(settings: &Settings) -> anyhow::Result<()> {
     let lake: Lake = pipeline::open_lake(settings).await?;
-    let report = lake.verify().await?;
+    // What the lake names and does not hold is just what is looked for.
+    let report = lake.verify().await.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Fault::found(error.to_string()).into(),
+        _ => anyhow::Error::from(error),
+    })?;
     output::result(&report, settings.json)?;
     match report.faults.len() {
         0 => Ok(()),

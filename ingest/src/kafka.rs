@@ -21,6 +21,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same for a question that is asked each second anyway. Short, since a process that ends waits for it.
 const SMALL_TALK_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// A topic that we make has a copy on each broker, but no more than these. With one alone, what a broker has confirmed would
+/// be lost with it.
+const COPIES_MAX: i32 = 3;
 /// How long a cluster may take to choose its leaders.
 const SETTLING_MAX: Duration = Duration::from_secs(15);
 const SETTLING_PAUSE: Duration = Duration::from_millis(200);
@@ -79,8 +82,8 @@ pub async fn check(brokers: &str, properties: &Properties) -> Result<BrokerCheck
 pub async fn ensure_topic(brokers: &str, topic: &TopicSpec, properties: &Properties) -> Result<()> {
     topic.check()?;
     let probe = Arc::new(Probe::new(brokers, properties)?);
-    let name = topic.name.clone();
-    match blocking(move || probe.partitions(&name)).await {
+    let (name, asked) = (topic.name.clone(), probe.clone());
+    match blocking(move || asked.partitions(&name)).await {
         Ok(found) if found.len() != topic.partitions as usize => {
             tracing::info!(topic = topic.name, partitions = found.len(), wanted = topic.partitions, "topic is there");
             return Ok(());
@@ -92,7 +95,9 @@ pub async fn ensure_topic(brokers: &str, topic: &TopicSpec, properties: &Propert
     let admin: AdminClient<Logging> = client_config(brokers, properties)?
         .create_with_context(Logging)
         .map_err(|source| config_error("cannot make an admin client", source))?;
-    let wanted = NewTopic::new(&topic.name, topic.partitions, TopicReplication::Fixed(1));
+    let cluster = blocking(move || probe.check()).await?;
+    let copies = i32::try_from(cluster.brokers.len()).unwrap_or(COPIES_MAX).clamp(1, COPIES_MAX);
+    let wanted = NewTopic::new(&topic.name, topic.partitions, TopicReplication::Fixed(copies));
     let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT)).operation_timeout(Some(REQUEST_TIMEOUT));
     let results = admin
         .create_topics([&wanted], &options)
@@ -143,7 +148,7 @@ impl Probe {
 
     /// The partitions of a topic.
     pub(crate) fn partitions(&self, topic: &str) -> Result<BTreeSet<i32>> {
-        match patiently(|| self.partitions_now(topic)) {
+        match patiently(Instant::now() + SETTLING_MAX, || self.partitions_now(topic)) {
             Ok(partitions) if !partitions.is_empty() => Ok(partitions),
             Ok(_)
             | Err(KafkaError::MetadataFetch(
@@ -172,9 +177,10 @@ impl Probe {
 
     /// The first and last offsets of some partitions.
     pub(crate) fn watermarks(&self, topic: &str, partitions: &BTreeSet<i32>) -> Result<BTreeMap<i32, Watermarks>> {
+        let until = Instant::now() + SETTLING_MAX;
         let one = |&partition: &i32| {
             let doing = format!("cannot ask for the offsets of topic {topic} partition {partition}");
-            let (low, high) = patiently(|| self.consumer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT))
+            let (low, high) = patiently(until, || self.consumer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT))
                 .map_err(|source| unavailable(&self.brokers, &doing, source))?;
             Ok((partition, Watermarks { low, high }))
         };
@@ -201,9 +207,8 @@ impl Probe {
     }
 }
 
-/// Asks again for as long as a cluster that has just started, or lost a broker, still chooses who leads which partition.
-fn patiently<T>(ask: impl Fn() -> KafkaResult<T>) -> KafkaResult<T> {
-    let until = Instant::now() + SETTLING_MAX;
+/// Asks again while a cluster that has just started, or lost a broker, still chooses who leads which partition.
+fn patiently<T>(until: Instant, ask: impl Fn() -> KafkaResult<T>) -> KafkaResult<T> {
     loop {
         match ask() {
             Err(error) if is_settling(&error) && Instant::now() < until => {

@@ -1,17 +1,21 @@
 //! The mark of the format that a lake is written in.
 
+use std::time::Duration;
+
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, store_kind};
 use crate::storage::Storage;
 
 /// The format that this program writes. A lake of a higher one is refused, one of a lower one is read as it is.
 const FORMAT_VERSION: u32 = 1;
 /// Where the lake keeps its mark.
 const FORMAT_FILE: &str = "_lakebeat.json";
+/// So long a store may take to answer for the first time.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Format {
@@ -22,6 +26,40 @@ struct Format {
 /// Reads the lake's mark, or leaves one in a lake that has none; that it can be left is also the proof that the place can
 /// be written. `store` has the lake as its root.
 pub(crate) async fn check(storage: &Storage, store: &dyn ObjectStore) -> Result<()> {
+    let checks = async {
+        read_or_leave(storage, store).await?;
+        if storage.bucket.is_some() { check_conditions(store, &storage.url).await } else { Ok(()) }
+    };
+    tokio::time::timeout(OPEN_TIMEOUT, checks).await.unwrap_or_else(|_| {
+        let message = format!(
+            "the store of the lake at {} takes connections and does not answer: see MINIO_ENDPOINT or AWS_ENDPOINT_URL",
+            storage.url
+        );
+        Err(Error::new(ErrorKind::Unavailable, message))
+    })
+}
+
+/// All commits rest on that two writers of one name are told apart. A server that passes over the condition would let one
+/// write over the other's, and nobody would ever know.
+async fn check_conditions(store: &dyn ObjectStore, url: &Url) -> Result<()> {
+    let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+    match store.put_opts(&Path::from(FORMAT_FILE), PutPayload::from(mark()), options).await {
+        Ok(_) => {
+            let message = format!(
+                "the store of the lake at {url} does not honour conditional writes (If-None-Match), by which commits are told \
+                 apart: use MinIO, AWS S3, or another store that does"
+            );
+            Err(Error::new(ErrorKind::BadConfig, message))
+        }
+        Err(error) if matches!(store_kind(&error), ErrorKind::Unavailable) => {
+            Err(Error::store(format!("cannot try a conditional write on the lake at {url}"), error))
+        }
+        // That it is there already is the right answer. Who may only read writes nothing that could clash.
+        Err(_) => Ok(()),
+    }
+}
+
+async fn read_or_leave(storage: &Storage, store: &dyn ObjectStore) -> Result<()> {
     let url = &storage.url;
     let path = Path::from(FORMAT_FILE);
     let found = match store.get(&path).await {
@@ -56,13 +94,16 @@ async fn leave(storage: &Storage, store: &dyn ObjectStore, path: &Path) -> Resul
 }
 
 async fn write(store: &dyn ObjectStore, path: &Path) -> object_store::Result<()> {
-    let format = Format { format: FORMAT_VERSION, written_by: format!("lakebeat {}", env!("CARGO_PKG_VERSION")) };
-    let bytes = serde_json::to_vec(&format).expect("a number and a text can be written as JSON");
     let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-    match store.put_opts(path, PutPayload::from(bytes), options).await {
+    match store.put_opts(path, PutPayload::from(mark()), options).await {
         Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
         Err(source) => Err(source),
     }
+}
+
+fn mark() -> Vec<u8> {
+    let format = Format { format: FORMAT_VERSION, written_by: format!("lakebeat {}", env!("CARGO_PKG_VERSION")) };
+    serde_json::to_vec(&format).expect("a number and a text can be written as JSON")
 }
 
 fn cannot_write(url: &Url, source: object_store::Error) -> Error {

@@ -183,6 +183,7 @@ impl Attempt<'_> {
         let names: Vec<String> = published.chain(state.tables.keys().cloned()).collect();
         let existing = state::existing(self.session, self.options, &names).await?;
         let plan = plan::plan(&self.published, &state, &existing, &self.id)?;
+        self.check_foreign(&plan).await?;
         let ended = match self.prepare(&plan).await {
             Ok(rows) => self.apply(&plan, &state, &rows).await,
             Err(error) => Err(error),
@@ -194,6 +195,33 @@ impl Attempt<'_> {
             Err(_) => self.drop_staging(&plan).await,
         }
         ended.map(|()| Applied::Loaded)
+    }
+
+    /// A table that the mirror has not filled before is its to fill only while it is empty.
+    async fn check_foreign(&mut self, plan: &Plan) -> Result<()> {
+        for Load { name, .. } in plan.loads.iter().filter(|load| !load.is_ours) {
+            let doing = format!("look into {name}");
+            let count =
+                self.session.run(&doing, &format!("SELECT COUNT(*) AS N FROM {}", quoted(name))).await?.number()?;
+            if count > 0 {
+                return Err(self.foreign(name, count).await?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whose rows they are: another mirror's of this lake, which has been quicker, or somebody's who knows nothing of us.
+    async fn foreign(&mut self, name: &str, count: u64) -> Result<Error> {
+        let target = self.options.target();
+        let known = format!("SELECT COUNT(*) AS N FROM {TABLES} WHERE TABLE_NAME = {}", literal(name));
+        if self.session.run(&format!("look for {name} in the state"), &known).await?.number()? > 0 {
+            return Ok(Error::new(ErrorKind::Conflict, format!("another mirror has filled {target} meanwhile")));
+        }
+        let message = format!(
+            "{name} in {target} has {count} rows that are not the mirror's: drop or rename that table in Snowflake, or name \
+             another schema with LAKEBEAT_SNOWFLAKE_SCHEMA"
+        );
+        Ok(Error::new(ErrorKind::BadConfig, message))
     }
 
     /// All that readers do not see: rows in staging tables, target tables without rows, columns without values. Returns the

@@ -1,11 +1,11 @@
 //! What has to be done: the publication's tables against what Snowflake holds. Nothing is sent from here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use lakehouse::{TableName, TableVersion};
 
-use crate::state::{Existing, Found, Held, STAGING, State};
+use crate::state::{Existing, Found, Held, STAGING, STATE, State, TABLES};
 use crate::types::{ColumnType, quoted, upper};
 use crate::{Error, ErrorKind, Result};
 
@@ -38,6 +38,8 @@ pub(crate) struct Load {
     /// The table that its rows are loaded into first.
     pub(crate) staging: String,
     pub(crate) columns: Vec<Column>,
+    /// Whether no rows of others can be in the target: it is not there yet, or the mirror has filled it before.
+    pub(crate) is_ours: bool,
     /// What makes the target table what it has to be. Commits by itself, and takes no row away.
     pub(crate) definition: Vec<String>,
 }
@@ -72,8 +74,14 @@ pub(crate) fn plan(
     attempt: &str,
 ) -> Result<Plan> {
     let mut plan = Plan::default();
+    let mut names = BTreeSet::new();
     for table in published.values() {
         let name = upper(&table.name.name);
+        check_name(&table.name, &name)?;
+        if !names.insert(name.clone()) {
+            let message = format!("two tables of gold are {name} in upper case: rename one of the models");
+            return Err(Error::new(ErrorKind::BadConfig, message));
+        }
         let held = Held { table_id: table.table_id.clone(), version: table.version };
         // A table that somebody has dropped there is loaded again.
         if state.tables.get(&name) == Some(&held) && existing.contains_key(&name) {
@@ -82,13 +90,23 @@ pub(crate) fn plan(
         let columns = columns(table)?;
         let definition = definition(&table.name, &name, &columns, existing.get(&name))?;
         let staging = format!("{STAGING}{attempt}_{name}");
-        plan.loads.push(Load { table: table.clone(), name, staging, columns, definition });
+        let is_ours = state.tables.contains_key(&name) || !existing.contains_key(&name);
+        plan.loads.push(Load { table: table.clone(), name, staging, columns, definition, is_ours });
     }
     let is_published = |name: &String| published.keys().any(|table| upper(&table.name) == *name);
     let leaving = state.tables.keys().filter(|name| !is_published(name));
     plan.leaving = leaving.map(|name| Leaving { name: name.clone(), is_there: existing.contains_key(name) }).collect();
     plan.leftovers = existing.keys().filter(|name| name.starts_with(STAGING)).cloned().collect();
     Ok(plan)
+}
+
+/// Names of the mirror's own tables are not for models.
+fn check_name(table: &TableName, name: &str) -> Result<()> {
+    if [STATE, TABLES].contains(&quoted(name).as_str()) || name.starts_with(STAGING) {
+        let message = format!("{table} would be {name} in Snowflake, a table of the mirror's own: rename the model");
+        return Err(Error::new(ErrorKind::BadConfig, message));
+    }
+    Ok(())
 }
 
 fn columns(table: &TableVersion) -> Result<Vec<Column>> {

@@ -15,11 +15,11 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampMicrosecondT
 use arrow::error::ArrowError;
 use chrono::{DateTime, TimeDelta, Utc};
 use lakehouse::{
-    Commit, Lake, Operation, Outcome, SessionFactory, StageOptions, Table, TableName, TableSpec, TableVersion,
-    timestamp_type,
+    Commit, Lake, Operation, Outcome as Committed, SessionFactory, StageOptions, Table, TableName, TableSpec,
+    TableVersion, timestamp_type,
 };
 
-use crate::{Error, ErrorKind, Options, Result, Summary};
+use crate::{Error, ErrorKind, Options, Outcome, Result, Summary};
 
 /// So long a run is remembered.
 const KEPT: TimeDelta = TimeDelta::days(7);
@@ -82,7 +82,7 @@ impl Runs {
             commit.adds = self.table.stage_batches(&head, rows, &StageOptions::default()).await?;
             commit.removes = head.files.to_vec();
             commit.transactions.insert(self.app_id.clone(), publication);
-            if let Outcome::Committed(_) = self.table.replace(head.version, commit).await? {
+            if let Committed::Committed(_) = self.table.replace(head.version, commit).await? {
                 return Ok(());
             }
         }
@@ -109,7 +109,7 @@ impl Runs {
 fn to_batch(started_at: DateTime<Utc>, summary: &Summary) -> Result<RecordBatch> {
     let number = |number: u64| Arc::new(Int64Array::from(vec![to_number(number)])) as ArrayRef;
     let text = |text: &str| Arc::new(StringArray::from(vec![text])) as ArrayRef;
-    let outcome = if summary.outcome == crate::Outcome::Found { "found" } else { "mirrored" };
+    let outcome = if summary.outcome == Outcome::Found { "found" } else { "mirrored" };
     let columns = vec![
         Arc::new(TimestampMicrosecondArray::from(vec![started_at.timestamp_micros()]).with_timezone("UTC")) as ArrayRef,
         text(&summary.target),

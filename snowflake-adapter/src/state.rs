@@ -59,8 +59,12 @@ pub(crate) async fn enter(session: &mut Session, options: &Options) -> Result<()
         return Ok(());
     }
     let making = format!("make the schema {}", options.target());
-    session.run(&making, &format!("CREATE DATABASE IF NOT EXISTS {database}")).await?;
-    session.run(&making, &format!("CREATE SCHEMA IF NOT EXISTS {schema}")).await?;
+    let make = format!("CREATE SCHEMA IF NOT EXISTS {schema}");
+    // The schema first: a role that may make one in a database that is there need not be one that may make databases.
+    if session.run_unless(&NOT_THERE, &making, &make).await?.is_none() {
+        session.run(&making, &format!("CREATE DATABASE IF NOT EXISTS {database}")).await?;
+        session.run(&making, &make).await?;
+    }
     session.run(&doing, &enter).await?;
     Ok(())
 }

@@ -128,6 +128,12 @@ fn endpoint_url(text: &str) -> anyhow::Result<Url> {
         Fault::usage(message)
     };
     let url = Url::parse(&full).map_err(|error| bad(&error.to_string()))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(Fault::usage(
+            "MINIO_ENDPOINT holds a user or a password: set MINIO_ACCESS_KEY and MINIO_SECRET_KEY",
+        )
+        .into());
+    }
     match url.scheme() {
         "http" | "https" if url.path() == "/" => Ok(url),
         "http" | "https" => Err(bad("a path has no place in it, the bucket is set with MINIO_BUCKET").into()),

@@ -511,6 +511,20 @@ def test_a_table_that_does_not_fit_is_refused(mirror):
     mirror.run_ok()
 
 
+def test_rows_of_others_are_left_alone(mirror):
+    """A table of the same name and the same columns, such as the replaced pipeline leaves behind."""
+    mirror.target.query("CREATE TABLE TOP_SONGS (SONG_ID VARCHAR, TOTAL_PLAYS NUMBER(38,0))")
+    mirror.target.query("INSERT INTO TOP_SONGS VALUES ('mine', 1)")
+    ended = mirror.run()
+    check_refused(ended, WRONG, "TOP_SONGS", f"{mirror.database}.TRANSFORM", "1 rows", "LAKEBEAT_SNOWFLAKE_SCHEMA")
+    assert mirror.target.rows("TOP_SONGS") == Counter([("mine", 1)])
+    assert mirror.target.publication() == 0
+    check_tidy(mirror.target, ["TOP_SONGS"])
+    # One that somebody has prepared without rows is filled.
+    mirror.target.query("DELETE FROM TOP_SONGS")
+    mirror.run_ok()
+
+
 def test_the_mirror_of_another_lake_is_left_alone(mirror, lakes, tmp_path, project):
     mirror.run_ok()
     other = tmp_path / "other"

@@ -22,6 +22,8 @@ const INSTANCE_METADATA: &str = "://169.254.169.254/";
 /// Our own word for that nobody answers there: no server has said it.
 const NO_CREDENTIALS: &str = "NoCredentials";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// One request, with the whole file that it may carry: on a slow line a shorter limit would be met each time anew.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(180);
 /// The region that S3 means where none is named.
 const DEFAULT_REGION: &str = "us-east-1";
 
@@ -43,7 +45,7 @@ impl Bucket {
         let name = name.ok_or_else(|| {
             Error::new(ErrorKind::BadConfig, format!("{lake} names no bucket: write s3://bucket/path"))
         })?;
-        let client = ClientOptions::new().with_connect_timeout(CONNECT_TIMEOUT);
+        let client = ClientOptions::new().with_connect_timeout(CONNECT_TIMEOUT).with_timeout(REQUEST_TIMEOUT);
         let retry = RetryConfig {
             backoff: BackoffConfig { max_backoff: RETRY_PAUSE_MAX, ..BackoffConfig::default() },
             max_retries: RETRIES_MAX,
@@ -148,7 +150,7 @@ impl Refusal {
             // Asked for a role when no key is set. Anywhere but on such an instance nobody answers there.
             return Some(Self {
                 code: NO_CREDENTIALS.to_owned(),
-                message: "no key is set, and this machine is no EC2 instance that has a role".to_owned(),
+                message: "no key is set, and no role of an EC2 instance can be asked for here".to_owned(),
             });
         }
         // How object_store tells of the redirect by which S3 answers a request for another region's bucket.
@@ -160,10 +162,10 @@ impl Refusal {
 
     /// What it means for the caller; nothing where the HTTP status tells as much.
     pub(crate) fn kind(&self) -> Option<ErrorKind> {
-        if self.remedy().is_some() {
-            return Some(ErrorKind::BadConfig);
-        }
         match self.code.as_str() {
+            // An instance that has a role may be refused its credentials for a moment.
+            NO_CREDENTIALS => None,
+            _ if self.remedy().is_some() => Some(ErrorKind::BadConfig),
             "XMinioStorageFull" | "XMinioAdminBucketQuotaExceeded" | "QuotaExceeded" => Some(ErrorKind::StorageFull),
             _ => None,
         }
