@@ -86,8 +86,9 @@ def test_up_stack(tmp_path, ended_later):
     stack.start()
     # The broker's topic and the lake are both there: nothing is read twice, and nothing is missing.
     before = wait_for("the first answer", stack.plays, seconds=60, alive=stack)
+    wait_for("it reads the topic", lambda: "reading" in stack.err(), seconds=60, alive=stack)
+    assert "offsets={0: 0, " not in stack.err(), "it has begun anew"
     parts = wait_running(stack, more_than=before)
-    assert "reading" in stack.err() and "offsets={0: 0, " not in stack.err(), "it has begun anew"
 
     os.kill(parts["kafka.Kafka"], signal.SIGKILL)
     assert stack.wait(30) == 3
