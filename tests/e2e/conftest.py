@@ -21,7 +21,9 @@ def pytest_configure(config):
 
 
 # What takes long in one piece: if a worker began with it last, the other one would wait.
-LONG = ("test_outages.py", "test_stack_kill.py", "test_up_stack.py")
+LONG = (
+    "test_mirror.py", "test_outages.py", "test_up_stack.py", "test_stack_kill.py", "test_cli.py", "test_broker_clients.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
