@@ -24,6 +24,7 @@ page_port="$(setting MINIO_CONSOLE_PORT 9001)"
 access_key="$(setting MINIO_ACCESS_KEY "$(setting MINIO_ROOT_USER minioadmin)")"
 secret_key="$(setting MINIO_SECRET_KEY "$(setting MINIO_ROOT_PASSWORD minioadmin)")"
 bucket="$(setting MINIO_BUCKET lakebeat)"
+endpoint="http://127.0.0.1:$minio_port"
 
 stack="${STACK_DIR:-$root/lakebeat-data/stack}"
 kafka_log="$stack/kafka.log" minio_log="$stack/minio.log"
@@ -111,25 +112,23 @@ detached env "${foreign[@]/#/--unset=}" MINIO_ROOT_USER="$access_key" MINIO_ROOT
 minio=$!
 
 say "waiting for MinIO (log: $minio_log) and Kafka (log: $kafka_log)"
-until_answers MinIO "$minio" "$minio_log" curl --noproxy '*' --silent --fail "http://127.0.0.1:$minio_port/minio/health/ready"
+until_answers MinIO "$minio" "$minio_log" curl --noproxy '*' --silent --fail "$endpoint/minio/health/ready"
 until_answers Kafka "$kafka" "$kafka_log" grep --quiet 'Kafka Server started' "$kafka_log"
-say "MinIO  http://127.0.0.1:$minio_port, its page http://127.0.0.1:$page_port (user $access_key)"
+say "MinIO  $endpoint, its page http://127.0.0.1:$page_port (user $access_key)"
 say "Kafka  127.0.0.1:$kafka_port"
-
 
 # For other commands on the same lake.
 names="$stack/env"
 (
     umask 077
-    printf 'export %s=%q\n' KAFKA_BOOTSTRAP_SERVERS "127.0.0.1:$kafka_port" MINIO_ENDPOINT "http://127.0.0.1:$minio_port" \
+    printf 'export %s=%q\n' KAFKA_BOOTSTRAP_SERVERS "127.0.0.1:$kafka_port" MINIO_ENDPOINT "$endpoint" \
         MINIO_ACCESS_KEY "$access_key" MINIO_SECRET_KEY "$secret_key" MINIO_BUCKET "$bucket" >"$names"
 )
-source "$names"
 say "other commands find this lake after: source ${names#"$root/"}"
 
 [ -z "$stopping" ] || exit 0
 # By flags and names that win over whatever else says where the lake is.
-export LAKEBEAT_S3_ENDPOINT="$MINIO_ENDPOINT" LAKEBEAT_S3_ACCESS_KEY="$access_key" LAKEBEAT_S3_SECRET_KEY="$secret_key"
+export LAKEBEAT_S3_ENDPOINT="$endpoint" LAKEBEAT_S3_ACCESS_KEY="$access_key" LAKEBEAT_S3_SECRET_KEY="$secret_key"
 unset LAKEBEAT_S3_SESSION_TOKEN LAKEBEAT_S3_BUCKET
 detached bin/lakebeat up --brokers "127.0.0.1:$kafka_port" --lake "s3://$bucket" "$@" </dev/null &
 lakebeat=$!

@@ -172,12 +172,14 @@ async fn watch(project: &Project, options: &transforms::Options, settings: &Sett
     let Some(lake) = open_lake_until(&token, settings).await? else { return Ok(()) };
     let (progress, _) = watch::channel(transforms::WatchProgress::default());
     let cadence = transforms::Cadence::default();
-    let watching = transforms::watch(&lake, project, options, &cadence, progress, token.clone());
-    tokio::select! {
-        ended = watching => Ok(ended?),
-        // Ends with the token only, of which the watch hears as well, and has more to bring home.
-        () = async { pipeline::clean(&lake, token).await; std::future::pending().await } => Ok(()),
-    }
+    let cleaning = token.child_token();
+    let watching = async {
+        // However the watch ends, nothing is left to clean up after.
+        let _ended = cleaning.clone().drop_guard();
+        transforms::watch(&lake, project, options, &cadence, progress, token).await
+    };
+    let (ended, ()) = tokio::join!(watching, pipeline::clean(&lake, cleaning.clone()));
+    Ok(ended?)
 }
 
 fn list<T: Serialize + std::fmt::Display>(entries: &[T], json: bool) -> anyhow::Result<()> {

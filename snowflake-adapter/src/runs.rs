@@ -15,7 +15,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampMicrosecondT
 use arrow::error::ArrowError;
 use chrono::{DateTime, TimeDelta, Utc};
 use lakehouse::{
-    Commit, Lake, Operation, Outcome as Committed, SessionFactory, StageOptions, Table, TableName, TableSpec,
+    Commit, Lake, Operation, Outcome as CommitOutcome, SessionFactory, StageOptions, Table, TableName, TableSpec,
     TableVersion, timestamp_type,
 };
 
@@ -82,7 +82,7 @@ impl Runs {
             commit.adds = self.table.stage_batches(&head, rows, &StageOptions::default()).await?;
             commit.removes = head.files.to_vec();
             commit.transactions.insert(self.app_id.clone(), publication);
-            if let Committed::Committed(_) = self.table.replace(head.version, commit).await? {
+            if let CommitOutcome::Committed(_) = self.table.replace(head.version, commit).await? {
                 return Ok(());
             }
         }

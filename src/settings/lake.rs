@@ -68,8 +68,9 @@ fn bucket_url(layers: &Layers) -> anyhow::Result<Url> {
     let bucket = pick(layers, &BUCKET)?.ok_or_else(|| {
         Fault::usage("MINIO_ENDPOINT is set, but no bucket: set MINIO_BUCKET, or the lake with --lake s3://bucket")
     })?;
+    // As a name before as a URL: one that no URL can hold would be complained about as a URL.
     check_bucket(&bucket)?;
-    lake_url(&format!("s3://{bucket}"))
+    Ok(Url::parse(&format!("s3://{bucket}"))?)
 }
 
 /// What S3 takes for a name. Asking the server for another one only gets an answer that says less.

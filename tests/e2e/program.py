@@ -57,6 +57,16 @@ def free_ports(count):
     return ports
 
 
+def free_doors(doors=DOORS):
+    """A free port for each of these doors."""
+    return dict(zip(doors, free_ports(len(doors))))
+
+
+def door_flags(ports):
+    """The flags that let doors listen on these ports."""
+    return [part for door, port in ports.items() for part in (f"--{door}-port", port)]
+
+
 def topics(brokers):
     """The topics of a broker."""
     return AdminClient({"bootstrap.servers": brokers, "log_level": 0}).list_topics(timeout=2).topics
@@ -99,6 +109,15 @@ def run_ok(*args, **options):
     ended = run(*args, **options)
     assert ended.status == 0, ended
     return ended
+
+
+def check_refused(ended, status, *words):
+    """The status, and an error for people: it says all of `words`, and has neither a panic nor a backtrace."""
+    assert ended.status == status, ended
+    for word in words:
+        assert str(word) in ended.err, f"the error does not say {word}: {ended}"
+    assert "panicked" not in ended.err and "stack backtrace" not in ended.err, ended
+    assert ended.out == "", ended
 
 
 class Process:
@@ -187,10 +206,10 @@ class Up(Process):
 
     def __init__(self, folder, *args, data_dir=None, lake=None, brokers=None, topic=TOPIC, **options):
         self.data_dir, self.topic = Path(data_dir or Path(folder) / "data"), topic
-        self.ports = dict(zip(DOORS, free_ports(len(DOORS))))
+        self.ports = free_doors()
         self.lake = Path(lake) if lake else self.data_dir / "lake"
         self.brokers = brokers or f"127.0.0.1:{self.ports[KAFKA]}"
-        flags = [flag for door in DOORS for flag in (f"--{door}-port", self.ports[door])]
+        flags = door_flags(self.ports)
         if lake:
             flags += ["--lake", f"file://{lake}"]
         if brokers:

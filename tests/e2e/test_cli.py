@@ -14,20 +14,13 @@ import pytest
 
 from lake import Lake, wait_settled
 from messages import in_topic, kept, logged, produced, simulate
-from program import BINARY, CONSOLE, DOORS, FLIGHT, REPOSITORY, TOPIC, Process, Up, free_ports, run
+from program import (
+    BINARY, CONSOLE, DOORS, FLIGHT, REPOSITORY, TOPIC, Process, Up, check_refused, door_flags, free_doors, free_ports, run,
+)  # fmt: skip
 from waiting import wait_for
 
 DONE, FAULT, WRONG, UNREACHABLE = 0, 1, 2, 3
 PROJECT = REPOSITORY / "transforms" / "models"
-
-
-def check_refused(ended, status, *words):
-    """The status, and an error for people: it says all of `words`, and has neither a panic nor a backtrace."""
-    assert ended.status == status, ended
-    for word in words:
-        assert str(word) in ended.err, f"the error does not say {word}: {ended}"
-    assert "panicked" not in ended.err and "stack backtrace" not in ended.err, ended
-    assert ended.out == "", ended
 
 
 # Usage and configuration: status 2.
@@ -51,7 +44,7 @@ def test_two_doors_on_one_port(tmp_path):
 
 @pytest.mark.parametrize("command", ["up", "broker", "serve"])
 def test_other_machines_are_kept_out(tmp_path, command):
-    ports = dict(zip(DOORS, free_ports(4)))
+    ports = free_doors()
     doors = {"up": DOORS, "broker": DOORS[:1], "serve": DOORS[1:]}[command]
     flags = [part for door in doors for part in (f"--{door}-port", ports[door])]
     ended = run(command, *flags, cwd=tmp_path, env={"LAKEBEAT_LISTEN": "0.0.0.0"}, timeout=20)
@@ -321,9 +314,9 @@ def test_a_process_without_work_ends_in_time(tmp_path, ended_later, command):
     if command == "up":
         process = ended_later(Up(tmp_path, "--no-simulate")).start()
     else:
-        ports = dict(zip(DOORS, free_ports(4)))
+        ports = free_doors()
         doors = DOORS[:1] if command == "broker" else DOORS[1:]
-        flags = [part for door in doors for part in (f"--{door}-port", ports[door])]
+        flags = door_flags({door: ports[door] for door in doors})
         process = ended_later(Process(command, *flags, "--data-dir", tmp_path / "data", cwd=tmp_path)).start()
         for door in doors:
             wait_for(f"{door} listens", lambda port=ports[door]: listens(port), seconds=30, alive=process)

@@ -17,9 +17,8 @@ import pytest
 import program
 import stand_in
 from messages import simulate
-from program import REPOSITORY, TOPIC, Process, free_ports, run, run_ok, topics
+from program import REPOSITORY, TOPIC, Process, check_refused, free_ports, run, run_ok, topics
 from stand_in import AFTER, BEFORE, Relay, Target, refusal
-from test_cli import check_refused
 from waiting import wait_for
 
 DONE, FAULT, WRONG, UNREACHABLE = 0, 1, 2, 3

@@ -10,7 +10,7 @@ from expected import Tables
 from lake import wait_settled
 from messages import in_topic, produced, simulate
 from old_pipeline import OLD_SETTINGS, event
-from program import DOORS, Process, Up, free_ports, run, topics
+from program import Process, Up, door_flags, free_doors, free_ports, run, topics
 from waiting import wait_for
 
 COUNT = 4_000
@@ -124,7 +124,7 @@ def test_settings_of_the_old_pipeline_work_as_they_are(old_settings, kafka, mini
     users = set(lake.frame("bronze.spotify_events", ["user_id"])["user_id"])
     assert len(users) == 20, "USER_COUNT was not honoured"
 
-    up = ended_later(Process("up", *door_flags(), cwd=old_settings)).start()
+    up = ended_later(Process("up", *door_flags(free_doors()), cwd=old_settings)).start()
     # 50 events a second by EVENT_INTERVAL_SECONDS.
     wait_for("up goes on", lambda: lake.counts()[0] >= 300, seconds=60, every=0.5, alive=up)
     up.stop()
@@ -132,10 +132,6 @@ def test_settings_of_the_old_pipeline_work_as_they_are(old_settings, kafka, mini
     messages = in_topic(kafka.address, place)
     ended = run("ingest", "--until-end", cwd=old_settings, timeout=90)
     assert ended.status == 0 and lake.counts() == (len(messages), 0), ended
-
-
-def door_flags():
-    return [part for door, port in zip(DOORS, free_ports(len(DOORS))) for part in (f"--{door}-port", port)]
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,9 @@ import pytest
 
 from messages import simulate
 from minio_server import MinioServer
-from program import DOORS, Process, free_ports, run, topics
+from program import DOORS, Process, door_flags, free_doors, free_ports, run, topics
 
 WRONG, UNREACHABLE = 2, 3
-
-
-def door_flags():
-    return [part for door, port in zip(DOORS, free_ports(len(DOORS))) for part in (f"--{door}-port", port)]
 
 
 def check_refused(ended, status, *words):
@@ -32,10 +28,10 @@ def check_refused(ended, status, *words):
 
 
 COMMANDS = {
-    "up": lambda brokers: ("up", "--no-simulate", "--brokers", brokers, *door_flags()),
+    "up": lambda brokers: ("up", "--no-simulate", "--brokers", brokers, *door_flags(free_doors())),
     "ingest": lambda brokers: ("ingest", "--until-end", "--brokers", brokers),
     "build": lambda _: ("transform", "build"),
-    "serve": lambda _: ("serve", *door_flags()[2:]),
+    "serve": lambda _: ("serve", *door_flags(free_doors(DOORS[1:]))),
     "verify": lambda _: ("verify",),
 }
 
@@ -115,7 +111,7 @@ def test_stopped_while_it_waits_for_a_store(tmp_path, minio, place, ended_later,
     with socket.create_server(("127.0.0.1", 0)) as silent:
         env = minio.environment(place) | {"MINIO_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}"}
         env |= {"SNOWFLAKE_ACCOUNT": "one", "SNOWFLAKE_USER": "one", "SNOWFLAKE_PASSWORD": "one"}
-        flags = door_flags()[2:] if command == ("serve",) else []
+        flags = door_flags(free_doors(DOORS[1:])) if command == ("serve",) else []
         process = ended_later(Process(*command, *flags, cwd=tmp_path, env=env)).start()
         silent.settimeout(30)
         connection, _ = silent.accept()
