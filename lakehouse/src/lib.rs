@@ -43,7 +43,10 @@ pub use lake::Lake;
 pub use log::{Commit, CommitEntry, LoggedFile, LoggedRemove, Operation};
 pub use name::TableName;
 pub use opaque::Opaque;
-pub use progress::{ConsumedRange, INGEST_KEY, IngestInfo, IngestProgress, ingest_app_id};
+pub use progress::{
+    ConsumedRange, INGEST_KEY, IngestInfo, IngestProgress, Replay, Rewind, Skip, SkipReason, cluster_app_id,
+    fingerprint_app_id, incarnation_app_id, ingest_app_id, replay_app_id,
+};
 pub use publication::{DEFAULT_GROUP, PinnedTable, Publication};
 pub use schema::TableSpec;
 pub use session::{CATALOG, DEFAULT_SCHEMA, SEARCH_PATH, SessionFactory, SessionOptions};

@@ -16,12 +16,32 @@ pub const INGEST_KEY: &str = "ingest";
 /// The last commit of every partition is looked for until so many commits in a row were of partitions seen before.
 const LOOK_BACK_MAX: u32 = 30;
 
-/// The ledger entry of one partition of one topic. Bronze and the dead letters each have one of that name.
+/// The ledger entry of one partition of one topic: the next offset to read. Bronze and the dead letters each have one.
 pub fn ingest_app_id(topic: &str, partition: i32) -> String {
     format!("ingest/{topic}/{partition}")
 }
 
-/// What one commit of ingest consumed.
+/// The entry that tells what the last message before the ledger's offset was: a digest, 0 if there is nothing to compare.
+pub fn fingerprint_app_id(topic: &str, partition: i32) -> String {
+    format!("fingerprint/{topic}/{partition}")
+}
+
+/// The entry that counts how often a partition was made anew; missing, it never was.
+pub fn incarnation_app_id(topic: &str, partition: i32) -> String {
+    format!("incarnation/{topic}/{partition}")
+}
+
+/// The entry that tells which cluster the topic was read from: a digest of its id.
+pub fn cluster_app_id(topic: &str) -> String {
+    format!("cluster/{topic}")
+}
+
+/// The entry that counts the commits which sent dead letters of a topic through again.
+pub fn replay_app_id(topic: &str) -> String {
+    format!("replay/{topic}")
+}
+
+/// What one commit of ingest did to the ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IngestInfo {
     /// The topic.
@@ -32,11 +52,93 @@ pub struct IngestInfo {
     #[serde(default = "dead_letters_name")]
     pub dead_letters: TableName,
     /// One entry for each partition of which something was consumed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ranges: Vec<ConsumedRange>,
+    /// Offsets that were given up on purpose.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skips: Vec<Skip>,
+    /// Partitions whose ledger was set back, with the rows from there on taken out in the same commit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rewinds: Vec<Rewind>,
+    /// Dead letters that were sent through again by this commit, which moves no partition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<Replay>,
 }
 
-/// A run of offsets of one partition, and what became of it. `to - from` = `rows` + `dead_letters` + `holes`, where each
-/// message holds one row.
+impl IngestInfo {
+    /// Of a commit that has done nothing yet.
+    pub fn new(topic: impl Into<String>, cluster_id: impl Into<String>, dead_letters: TableName) -> Self {
+        Self {
+            topic: topic.into(),
+            cluster_id: cluster_id.into(),
+            dead_letters,
+            ranges: Vec::new(),
+            skips: Vec::new(),
+            rewinds: Vec::new(),
+            replay: None,
+        }
+    }
+}
+
+/// Offsets that were given up on purpose, and where reading goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skip {
+    /// The partition.
+    pub partition: i32,
+    /// The first offset that was given up.
+    pub from: i64,
+    /// The offset after the last that was given up.
+    pub to: i64,
+    /// The next offset to read: `to`, or the beginning of a partition that was made anew.
+    pub next: i64,
+    /// The incarnation of the partition from there on.
+    #[serde(default)]
+    pub incarnation: i32,
+    /// Why.
+    pub reason: SkipReason,
+}
+
+/// Why offsets were given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SkipReason {
+    /// The broker no longer has them: its retention was shorter than the time that nobody read.
+    Expired,
+    /// The topic was deleted and made again: what stands at these offsets now is something else.
+    MadeAnew,
+    /// The broker lost the end of the partition, and writes other messages there.
+    TailLost,
+    /// Somebody set the ledger forward.
+    Reset,
+}
+
+/// A partition whose ledger was set back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rewind {
+    /// The partition.
+    pub partition: i32,
+    /// The next offset to read before.
+    pub from: i64,
+    /// The next offset to read since.
+    pub to: i64,
+    /// Rows that were taken out, replayed ones included.
+    pub rows: u64,
+    /// What is left of the recorded range that holds `to` in its middle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<ConsumedRange>,
+}
+
+/// Dead letters that became rows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replay {
+    /// What the rows carry in `_replay_id`.
+    pub id: String,
+    /// Rows of this commit.
+    pub rows: u64,
+}
+
+/// A run of offsets of one partition, and what became of it: `to - from` = `messages` + `holes`, and each message holds
+/// `rows` and `dead_letters`, one or more of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConsumedRange {
     /// The partition.
@@ -45,6 +147,12 @@ pub struct ConsumedRange {
     pub from: i64,
     /// The offset after the last: the next one to read.
     pub to: i64,
+    /// Counts how often the partition was made anew.
+    #[serde(default)]
+    pub incarnation: i32,
+    /// Messages. None in what was recorded when each message was one row or one letter.
+    #[serde(default)]
+    pub messages: Option<u64>,
     /// Rows in this table.
     pub rows: u64,
     /// Letters in the table of dead letters.
@@ -83,6 +191,13 @@ pub struct IngestProgress {
 /// What commits that do not name their table of letters mean.
 fn dead_letters_name() -> TableName {
     TableName::new("bronze", "dead_letters")
+}
+
+impl ConsumedRange {
+    /// Messages that were read in it.
+    pub fn messages(&self) -> u64 {
+        self.messages.unwrap_or(self.rows + self.dead_letters)
+    }
 }
 
 impl CommitEntry {

@@ -123,6 +123,8 @@ fn decode_all(
             partition: range.partition,
             from: range.from,
             to: range.to,
+            incarnation: 0,
+            messages: Some(range.records),
             rows: range.records - dead_letters,
             dead_letters,
             holes: range.holes,
@@ -155,12 +157,8 @@ impl Sink {
         }
         let entry = |range: &ConsumedRange| (ingest_app_id(&self.topic.name, range.partition), range.to);
         commit.transactions = consumed.iter().map(entry).collect();
-        let info = IngestInfo {
-            dead_letters: self.letters.name().clone(),
-            topic: self.topic.name.clone(),
-            cluster_id: self.cluster_id.clone(),
-            ranges: consumed.to_vec(),
-        };
+        let mut info = IngestInfo::new(&self.topic.name, &self.cluster_id, self.letters.name().clone());
+        info.ranges = consumed.to_vec();
         let info = serde_json::to_value(info)
             .map_err(|source| Error::with_source(ErrorKind::Bug, "cannot write down what was consumed", source))?;
         commit.info.insert(INGEST_KEY.to_owned(), info);

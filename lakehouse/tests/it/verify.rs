@@ -37,18 +37,16 @@ async fn ingest(lake: &Lake, from: i64, to: i64, claimed: u64, offsets: &[i64]) 
         partition: 0,
         from,
         to,
+        incarnation: 0,
+        messages: Some(claimed),
         rows: claimed,
         dead_letters: 0,
         holes: (to - from) as u64 - claimed,
         end_offset: to,
         fingerprint: String::new(),
     };
-    let info = IngestInfo {
-        topic: "t".to_owned(),
-        cluster_id: String::new(),
-        dead_letters: TableName::new("bronze", "dead_letters"),
-        ranges: vec![range],
-    };
+    let mut info = IngestInfo::new("t", "", TableName::new("bronze", "dead_letters"));
+    info.ranges = vec![range];
     let mut commit = Commit::new(Operation::Write);
     commit.adds = table.stage_batches(&head, vec![batch], &StageOptions::default()).await.expect("staged");
     commit.transactions.insert(ingest_app_id("t", 0), to);
