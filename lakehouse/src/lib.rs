@@ -16,6 +16,7 @@ mod error;
 mod file;
 mod format;
 mod lake;
+mod lease;
 mod log;
 mod name;
 mod opaque;
@@ -30,6 +31,7 @@ mod stats;
 mod storage;
 mod system;
 mod table;
+mod taking_out;
 mod verify;
 mod version;
 
@@ -40,12 +42,13 @@ pub use commit::Outcome;
 pub use error::{Error, ErrorKind, Result};
 pub use file::{DataFile, StagedFile};
 pub use lake::Lake;
+pub use lease::{Lease, LeaseInfo};
 pub use log::{Commit, CommitEntry, LoggedFile, LoggedRemove, Operation};
 pub use name::TableName;
 pub use opaque::Opaque;
 pub use progress::{
-    ConsumedRange, INGEST_KEY, IngestInfo, IngestProgress, Replay, Rewind, Skip, SkipReason, cluster_app_id,
-    fingerprint_app_id, incarnation_app_id, ingest_app_id, replay_app_id,
+    ConsumedRange, INCARNATION_COLUMN, INGEST_KEY, IngestInfo, IngestProgress, REPLAY_COLUMN, Replay, Rewind, Skip,
+    SkipReason, cluster_app_id, fingerprint_app_id, incarnation_app_id, ingest_app_id, replay_app_id,
 };
 pub use publication::{DEFAULT_GROUP, PinnedTable, Publication};
 pub use schema::TableSpec;
@@ -54,5 +57,6 @@ pub use stage::StageOptions;
 pub use storage::StorageOptions;
 pub use system::timestamp_type;
 pub use table::{Ledger, Table};
+pub use taking_out::{PlaceColumns, Tail, TakenOut};
 pub use verify::{Fault, PartitionReport, VerifyReport};
 pub use version::TableVersion;

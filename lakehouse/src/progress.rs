@@ -13,6 +13,12 @@ use crate::table::Table;
 
 /// Under this key of a commit's information stands what ingest consumed.
 pub const INGEST_KEY: &str = "ingest";
+/// The column that tells the rows of a partition that was made anew from those of the one before. A table gets it when that
+/// happens for the first time; no value is the first incarnation.
+pub const INCARNATION_COLUMN: &str = "_incarnation";
+/// The column that names the replay which brought a row. A table gets it with its first replay; no value is a row that was
+/// consumed.
+pub const REPLAY_COLUMN: &str = "_replay_id";
 /// The last commit of every partition is looked for until so many commits in a row were of partitions seen before.
 const LOOK_BACK_MAX: u32 = 30;
 

@@ -40,6 +40,11 @@ impl TableVersion {
         self.files.iter().map(|file| file.rows).sum()
     }
 
+    /// Whether it has a column of that name.
+    pub fn has_column(&self, name: &str) -> bool {
+        self.schema.field_with_name(name).is_ok()
+    }
+
     /// The size of the live files.
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.size).sum()

@@ -1,0 +1,119 @@
+//! Taking rows out: the files that hold some of them are written again without them.
+//!
+//! Nothing is committed here. What comes of it goes into one commit beside whatever has to change at the same moment, and
+//! that commit is void if the table has moved since: rows that came in between would be judged by nobody.
+
+use std::sync::Arc;
+
+use datafusion::common::DFSchema;
+use datafusion::prelude::{Expr, SessionContext, coalesce, col, lit};
+
+use crate::error::{Error, Result};
+use crate::file::{DataFile, StagedFile};
+use crate::progress::INCARNATION_COLUMN;
+use crate::pruning;
+use crate::stage::StageOptions;
+use crate::table::Table;
+use crate::version::TableVersion;
+
+/// Files to take out, and what comes in their place.
+#[derive(Debug, Default)]
+pub struct TakenOut {
+    /// The files that hold rows to take out.
+    pub removes: Vec<Arc<DataFile>>,
+    /// The same without those rows.
+    pub adds: Vec<StagedFile>,
+    /// How many rows are gone.
+    pub rows: u64,
+}
+
+/// All from one offset of a partition on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tail {
+    /// The partition.
+    pub partition: i32,
+    /// Only of this incarnation; those before it stay.
+    pub incarnation: i32,
+    /// The first offset to take out.
+    pub from: i64,
+}
+
+/// What a table calls the place that a row came from.
+#[derive(Debug, Clone, Copy)]
+pub struct PlaceColumns<'a> {
+    /// The column of the partition.
+    pub partition: &'a str,
+    /// The column of the offset.
+    pub offset: &'a str,
+    /// The column of the topic, and the topic, where a table holds several.
+    pub topic: Option<(&'a str, &'a str)>,
+}
+
+impl PlaceColumns<'static> {
+    /// Those of a table of rows.
+    pub const ROWS: Self = Self { partition: "_partition", offset: "_offset", topic: None };
+}
+
+impl<'a> PlaceColumns<'a> {
+    /// Those of the dead letters of a topic.
+    pub fn letters(topic: &'a str) -> Self {
+        Self { partition: "partition", offset: "offset", topic: Some(("topic", topic)) }
+    }
+
+    fn are_in(&self, tails: &[Tail], table: &TableVersion) -> Option<Expr> {
+        let of_topic = self.topic.map(|(column, topic)| col(quoted(column)).eq(lit(topic)));
+        let one = |tail: &Tail| {
+            let place = col(quoted(self.partition)).eq(lit(tail.partition));
+            let place = place.and(col(quoted(self.offset)).gt_eq(lit(tail.from)));
+            if !table.has_column(INCARNATION_COLUMN) {
+                return place;
+            }
+            place.and(coalesce(vec![col(INCARNATION_COLUMN), lit(0)]).eq(lit(tail.incarnation)))
+        };
+        let any = tails.iter().map(one).reduce(Expr::or)?;
+        Some(match of_topic {
+            Some(of_topic) => of_topic.and(any),
+            None => any,
+        })
+    }
+}
+
+/// Column names are looked up as SQL writes them: quoted, a name stays as it is.
+fn quoted(name: &str) -> String {
+    format!("\"{name}\"")
+}
+
+impl Table {
+    /// Stages `version` without the rows of `tails`.
+    pub async fn stage_without(
+        &self,
+        context: &SessionContext,
+        version: &TableVersion,
+        columns: PlaceColumns<'_>,
+        tails: &[Tail],
+    ) -> Result<TakenOut> {
+        let Some(gone) = columns.are_in(tails, version) else { return Ok(TakenOut::default()) };
+        let failed = |source| Error::query(format!("cannot take rows out of {}", self.name()), source);
+        let candidates = candidates(context, version, &gone).map_err(failed)?;
+        let read = |filter: Expr| context.read_table(version.provider_of(candidates.clone()))?.filter(filter);
+        let rows = read(gone.clone()).map_err(failed)?.count().await.map_err(failed)? as u64;
+        if rows == 0 {
+            return Ok(TakenOut::default());
+        }
+        // A row of which the condition is not known stays.
+        let kept = read(gone.is_not_true()).map_err(failed)?.execute_stream().await.map_err(failed)?;
+        let adds = self.stage(version, kept, &StageOptions::default()).await?;
+        Ok(TakenOut { removes: candidates, adds, rows })
+    }
+}
+
+/// The files that may hold such rows, told by their statistics.
+fn candidates(
+    context: &SessionContext,
+    version: &TableVersion,
+    gone: &Expr,
+) -> datafusion::error::Result<Vec<Arc<DataFile>>> {
+    let schema = DFSchema::try_from(version.schema.as_ref().clone())?;
+    let predicate = context.create_physical_expr(gone.clone(), &schema)?;
+    pruning::prune(&predicate, &version.schema, &version.files)
+}
