@@ -18,9 +18,11 @@
 //! - The topic is not what the ledger says (a gap, a topic made anew): the process ends with the range that is gone.
 
 mod buffer;
+mod commit;
 mod intake;
-mod poll;
+pub(crate) mod poll;
 mod running;
+mod source;
 mod start;
 mod totals;
 mod write;
@@ -34,9 +36,12 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::kafka::{self, Probe, Properties};
+use crate::kafka::{Kafka, Properties};
 use crate::topic::TopicSpec;
 use crate::{Error, ErrorKind, Result};
+
+pub use commit::{Committer, Fenced};
+pub use source::{Broker, Command, Polled, Revocation, Source};
 
 /// What to consume, and how it is cut into commits.
 #[derive(Debug, Clone)]
@@ -195,16 +200,40 @@ pub async fn run(
     token: CancellationToken,
 ) -> Result<Summary> {
     options.check()?;
-    let probe = Arc::new(Probe::new(&options.brokers, &options.properties)?);
-    let (asked, topic) = (probe.clone(), options.topic.name.clone());
+    let parts = Parts { broker: Arc::new(Kafka::new(&options)?), committer: Arc::new(Fenced) };
+    run_on(lake, options, parts, progress, token).await
+}
+
+/// What a run is made of besides its lake.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// Where the messages come from.
+    pub broker: Arc<dyn Broker>,
+    /// How batches get into the tables.
+    pub committer: Arc<dyn Committer>,
+}
+
+/// The same on a broker and a committer of the caller's, such as those of a simulation.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_on(
+    lake: &Lake,
+    options: Options,
+    parts: Parts,
+    progress: watch::Sender<Progress>,
+    token: CancellationToken,
+) -> Result<Summary> {
+    options.check()?;
+    let Parts { broker, committer } = parts;
     let opening = async {
-        let (partitions, cluster_id) =
-            kafka::blocking(move || Ok((asked.partitions(&topic)?, asked.cluster_id()))).await?;
-        Ok((partitions, write::Sink::open(lake, &options.topic, cluster_id).await?))
+        let partitions = broker.partitions(&options.topic.name).await?;
+        let cluster_id = broker.cluster_id().await;
+        Ok((partitions, write::Sink::open(lake, &options.topic, cluster_id, committer).await?))
     };
     let Some((partitions, sink)) = token.run_until_cancelled(opening).await.transpose()? else {
         return Ok(Summary::nothing_done());
     };
-    let consuming = running::Consuming::start(options, sink, probe, progress)?;
+    let consuming = running::Consuming::start(options, sink, broker, progress)?;
     consuming.run(partitions, token).await
 }

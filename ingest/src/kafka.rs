@@ -1,9 +1,11 @@
 //! What this crate asks of librdkafka besides messages: settings, topics, watermarks, and errors that say what to do.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
@@ -12,6 +14,8 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 use serde::Serialize;
 
+use crate::consume::poll::Poller;
+use crate::consume::{Broker, Options, Source};
 use crate::topic::TopicSpec;
 use crate::{Error, ErrorKind, Result};
 
@@ -110,6 +114,50 @@ pub async fn ensure_topic(brokers: &str, topic: &TopicSpec, properties: &Propert
             Err(Error::with_source(ErrorKind::BadConfig, message, KafkaError::AdminOp(code)))
         }
         None => Err(Error::new(ErrorKind::Bug, format!("no answer about topic {}", topic.name))),
+    }
+}
+
+/// Kafka as the loop sees it: questions go to a [`Probe`], messages come from a [`Poller`].
+pub(crate) struct Kafka {
+    probe: Arc<Probe>,
+}
+
+impl Kafka {
+    pub(crate) fn new(options: &Options) -> Result<Self> {
+        Ok(Self { probe: Arc::new(Probe::new(&options.brokers, &options.properties)?) })
+    }
+}
+
+impl fmt::Debug for Kafka {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kafka").field("brokers", &self.probe.brokers).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Broker for Kafka {
+    async fn partitions(&self, topic: &str) -> Result<BTreeSet<i32>> {
+        let (probe, topic) = (self.probe.clone(), topic.to_owned());
+        blocking(move || probe.partitions(&topic)).await
+    }
+
+    async fn cluster_id(&self) -> Option<String> {
+        let probe = self.probe.clone();
+        blocking(move || Ok(probe.cluster_id())).await.ok().flatten()
+    }
+
+    async fn watermarks(&self, topic: &str, partitions: &BTreeSet<i32>) -> Result<BTreeMap<i32, Watermarks>> {
+        let (probe, topic, partitions) = (self.probe.clone(), topic.to_owned(), partitions.clone());
+        blocking(move || probe.watermarks(&topic, &partitions)).await
+    }
+
+    async fn ends(&self, topic: &str, partitions: &BTreeSet<i32>) -> Result<BTreeMap<i32, i64>> {
+        let (probe, topic, partitions) = (self.probe.clone(), topic.to_owned(), partitions.clone());
+        blocking(move || probe.ends(&topic, &partitions)).await
+    }
+
+    fn read(&self, options: &Options) -> Result<Box<dyn Source>> {
+        Ok(Box::new(Poller::start(options)?))
     }
 }
 

@@ -60,7 +60,7 @@ impl Table {
     }
 
     async fn commit(&self, read_version: u64, commit: Commit, rivals: Rivals) -> Result<Outcome> {
-        let id = Uuid::new_v4();
+        let id = self.inner.ids.fresh();
         let bytes = log::encode(&commit, id, Some(read_version), self.inner.clock.now())?;
         for version in read_version + 1..=read_version + COMMITS_BETWEEN_MAX {
             let Some(rival) = self.inner.claim(version, &bytes, id).await? else {

@@ -13,6 +13,7 @@ use url::Url;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format;
+use crate::ids::{Ids, RandomIds};
 use crate::name::TableName;
 use crate::publication::NewestPublications;
 use crate::session::{SessionFactory, SessionOptions, is_read_at_head};
@@ -31,6 +32,7 @@ struct LakeInner {
     /// The store with the lake as its root.
     store: Arc<dyn ObjectStore>,
     clock: Arc<dyn Clock>,
+    ids: Arc<dyn Ids>,
     /// A handle for each table that was asked for, so that what is known of it is shared.
     tables: Mutex<HashMap<TableName, Table>>,
     newest: NewestPublications,
@@ -50,24 +52,35 @@ impl Lake {
     /// `BadConfig` if the place can't be written or the URL is of no known kind, `NewerLake` if a newer program wrote it,
     /// `Unavailable` if the store does not answer.
     pub async fn open(url: &Url, options: &StorageOptions, clock: Arc<dyn Clock>) -> Result<Self> {
-        Self::over(storage::open(url, options)?, clock).await
+        Self::over(storage::open(url, options)?, clock, Arc::new(RandomIds)).await
     }
 
     /// Opens a lake on a store of the caller's, such as one that fails on purpose. The store's root is that of `url`.
     pub async fn open_on(store: Arc<dyn ObjectStore>, url: &Url, clock: Arc<dyn Clock>) -> Result<Self> {
+        Self::open_with_ids(store, url, clock, Arc::new(RandomIds)).await
+    }
+
+    /// The same with ids of the caller's too, so that what is written can be the same each time.
+    pub async fn open_with_ids(
+        store: Arc<dyn ObjectStore>,
+        url: &Url,
+        clock: Arc<dyn Clock>,
+        ids: Arc<dyn Ids>,
+    ) -> Result<Self> {
         let prefix = Path::from_url_path(url.path()).map_err(|source| {
             Error::with_source(ErrorKind::BadConfig, format!("the lake's URL {url} has an impossible path"), source)
         })?;
-        Self::over(Storage { root: store, url: url.clone(), prefix, bucket: None }, clock).await
+        Self::over(Storage { root: store, url: url.clone(), prefix, bucket: None }, clock, ids).await
     }
 
-    async fn over(storage: Storage, clock: Arc<dyn Clock>) -> Result<Self> {
+    async fn over(storage: Storage, clock: Arc<dyn Clock>, ids: Arc<dyn Ids>) -> Result<Self> {
         let store: Arc<dyn ObjectStore> = Arc::new(PrefixStore::new(storage.root.clone(), storage.prefix.clone()));
         format::check(&storage, store.as_ref()).await?;
         let inner = LakeInner {
             storage,
             store,
             clock,
+            ids,
             tables: Mutex::default(),
             newest: NewestPublications::default(),
             sessions: OnceLock::new(),
@@ -109,7 +122,7 @@ impl Lake {
             Path::from_iter(storage.prefix.parts().chain([name.schema.as_str().into(), name.name.as_str().into()]));
         let store = Arc::new(PrefixStore::new(storage.root.clone(), folder));
         let log = default_logstore(store, storage.root.clone(), &location, &StorageConfig::default());
-        Table::new(name.clone(), log, self.inner.clock.clone())
+        Table::new(name.clone(), log, self.inner.clock.clone(), self.inner.ids.clone())
     }
 
     /// Makes sessions on this lake. All callers share one, so that they share its memory limit and its caches.

@@ -210,7 +210,7 @@ impl<'a> Stage<'a> {
         let bytes = std::mem::take(writer.inner_mut());
         let partition_values: Vec<_> =
             self.target.partition_columns.iter().cloned().zip(values.iter().cloned()).collect();
-        let path = file_path(&partition_values);
+        let path = file_path(&partition_values, self.table.inner.ids.fresh());
         let file = DataFile {
             path: path.to_string(),
             size: bytes.len() as u64,
@@ -257,7 +257,7 @@ fn spell(column: &ArrayRef, row: usize) -> Result<Option<String>> {
 }
 
 /// A fresh path, in folders named after the partition values as other engines name them.
-fn file_path(partition_values: &[(String, Option<String>)]) -> Path {
+fn file_path(partition_values: &[(String, Option<String>)], id: Uuid) -> Path {
     const NULL: &str = "__HIVE_DEFAULT_PARTITION__";
     let mut segments: Vec<String> = partition_values
         .iter()
@@ -272,6 +272,6 @@ fn file_path(partition_values: &[(String, Option<String>)]) -> Path {
             format!("{column}={value}")
         })
         .collect();
-    segments.push(format!("part-{}.zstd.parquet", Uuid::new_v4()));
+    segments.push(format!("part-{id}.zstd.parquet"));
     Path::from_iter(segments)
 }

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use deltalake_core::kernel::MetadataExt as _;
 use deltalake_core::logstore::{CommitOrBytes, LogStore, LogStoreRef};
 use object_store::ObjectStore;
 use tokio::sync::Mutex;
-use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
+use crate::ids::Ids;
 use crate::log::{self, CommitEntry};
 use crate::name::TableName;
 use crate::schema::{self, TableSpec};
@@ -30,6 +31,7 @@ pub(crate) struct TableInner {
     pub(crate) name: TableName,
     pub(crate) log: LogStoreRef,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) ids: Arc<dyn Ids>,
     /// The newest known state. The lock is held while new entries are read, so that two callers never read them twice.
     known: Mutex<Known>,
 }
@@ -51,8 +53,8 @@ pub struct Ledger {
 }
 
 impl Table {
-    pub(crate) fn new(name: TableName, log: LogStoreRef, clock: Arc<dyn Clock>) -> Self {
-        Self { inner: Arc::new(TableInner { name, log, clock, known: Mutex::default() }) }
+    pub(crate) fn new(name: TableName, log: LogStoreRef, clock: Arc<dyn Clock>, ids: Arc<dyn Ids>) -> Self {
+        Self { inner: Arc::new(TableInner { name, log, clock, ids, known: Mutex::default() }) }
     }
 
     /// The table's name.
@@ -111,7 +113,10 @@ impl Table {
     /// Somebody else who makes it at the same moment is as good as we are: `ensure` compares the columns afterwards.
     async fn create(&self, spec: &TableSpec) -> Result<()> {
         let (metadata, protocol) = schema::creation(self.name(), spec)?;
-        let id = Uuid::new_v4();
+        let metadata = metadata
+            .with_table_id(self.inner.ids.fresh().to_string())
+            .map_err(|source| Error::delta(format!("cannot describe table {}", self.name()), source.into()))?;
+        let id = self.inner.ids.fresh();
         let bytes = log::encode_creation(metadata, protocol, id, self.inner.clock.now())?;
         match self.inner.log.write_commit_entry(0, CommitOrBytes::LogBytes(bytes), id).await {
             Ok(()) => Ok(()),

@@ -4,12 +4,13 @@
 //! bounded too. What the thread hands on carries the epoch of the assignment that it was read under: after a new assignment
 //! nothing of an old one can be taken for it, which would make a gap.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext as _, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext};
@@ -20,6 +21,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
+use super::source::{Command, Polled, Revocation, Source};
 use super::{Options, Sharing};
 use crate::records::{Record, Records};
 use crate::{Error, ErrorKind, Result, kafka};
@@ -37,48 +39,9 @@ const CHUNKS_WAITING: usize = 8;
 /// So long at most the thread sleeps in librdkafka before it looks for commands.
 const NAP: Duration = Duration::from_millis(20);
 
-/// What the thread has to say.
-#[derive(Debug)]
-pub(super) enum Polled {
-    /// Messages, in the order of their offsets within each partition.
-    Records { epoch: u64, records: Records },
-    /// All was read that a partition has for now.
-    Exhausted { epoch: u64, partition: i32 },
-    /// The group's coordinator gives us these partitions, and only these.
-    Assigned(BTreeSet<i32>),
-    /// The coordinator takes all partitions back; it waits until they are let go of, unless somebody has them already.
-    Revoked(Revocation),
-    /// An offset that was asked for is not there (any more).
-    OutOfRange { epoch: u64 },
-    /// A fault that librdkafka works on by itself.
-    Trouble(KafkaError),
-    /// A fault that it can't get over.
-    Failed(Error),
-}
-
-/// How partitions are taken back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Revocation {
-    /// They are ours until we let go.
-    Asked,
-    /// They may be somebody else's by now.
-    Lost,
-}
-
-/// What the thread is asked to do.
-#[derive(Debug)]
-pub(super) enum Command {
-    /// Reads these partitions, each from this offset, and nothing else.
-    Assign { epoch: u64, offsets: BTreeMap<i32, i64> },
-    /// Reads nothing; lets the coordinator go on.
-    Unassign,
-    /// Tells Kafka how far we are, for lag tools.
-    Commit(BTreeMap<i32, i64>),
-}
-
 /// The thread, from outside. It ends when this is dropped.
 #[derive(Debug)]
-pub(super) struct Poller {
+pub(crate) struct Poller {
     commands: Sender<Command>,
     polled: mpsc::Receiver<Polled>,
     ended: oneshot::Receiver<()>,
@@ -86,7 +49,7 @@ pub(super) struct Poller {
 
 impl Poller {
     /// Starts the thread. With [`Sharing::Group`] it joins the group at once, else it waits for a first `Assign`.
-    pub(super) fn start(options: &Options) -> Result<Self> {
+    pub(crate) fn start(options: &Options) -> Result<Self> {
         let config = kafka::consumer_config(&options.brokers, &options.group, &options.properties)?;
         let consumer = BaseConsumer::from_config_and_context(&config, Context::default())
             .map_err(|source| kafka::config_error("cannot make a consumer", source))?;
@@ -121,20 +84,20 @@ impl Poller {
             .map_err(|source| Error::with_source(ErrorKind::Unavailable, "cannot start a thread", source))?;
         Ok(Self { commands, polled, ended })
     }
+}
 
-    /// The next thing that the thread has to say; none if it has ended.
-    pub(super) async fn next(&mut self) -> Option<Polled> {
+#[async_trait]
+impl Source for Poller {
+    async fn next(&mut self) -> Option<Polled> {
         self.polled.recv().await
     }
 
-    /// Asks for something. A thread that has ended is noticed by [`Self::next`].
-    pub(super) fn ask(&self, command: Command) {
+    fn ask(&self, command: Command) {
         let _ = self.commands.send(command);
     }
 
-    /// Ends the thread, which leaves the group, and waits for that.
-    pub(super) async fn end(self) {
-        let Self { commands, polled, ended } = self;
+    async fn end(self: Box<Self>) {
+        let Self { commands, polled, ended } = *self;
         drop((commands, polled));
         let _ = ended.await;
     }
@@ -288,7 +251,7 @@ impl Thread {
                 );
                 Polled::Failed(Error::with_source(ErrorKind::BadData, message, error))
             }
-            other => Polled::Trouble(other),
+            other => Polled::Trouble(other.to_string()),
         };
         self.say(event)
     }

@@ -13,13 +13,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::buffer::Buffer;
 use super::intake::Intake;
-use super::poll::{Command, Polled, Poller, Revocation};
+use super::source::{Broker, Command, Polled, Revocation, Source};
 use super::start;
 use super::totals::Totals;
 use super::write::{self, Batch, Bound, Sink, Written};
 use super::{Ended, Options, PartitionProgress, Progress, Sharing, Stop, Summary};
 use crate::decode::Recorded;
-use crate::kafka::Probe;
 use crate::{Error, ErrorKind, Result};
 
 /// So often the ends of the partitions are asked for, and progress is told.
@@ -64,8 +63,8 @@ enum Next {
 pub(super) struct Consuming {
     options: Options,
     sink: Arc<Sink>,
-    probe: Arc<Probe>,
-    poller: Poller,
+    broker: Arc<dyn Broker>,
+    source: Box<dyn Source>,
     progress: watch::Sender<Progress>,
     /// The partitions that are ours.
     assigned: BTreeSet<i32>,
@@ -94,14 +93,14 @@ impl Consuming {
     pub(super) fn start(
         options: Options,
         sink: Sink,
-        probe: Arc<Probe>,
+        broker: Arc<dyn Broker>,
         progress: watch::Sender<Progress>,
     ) -> Result<Self> {
         Ok(Self {
-            poller: Poller::start(&options)?,
+            source: broker.read(&options)?,
             options,
             sink: Arc::new(sink),
-            probe,
+            broker,
             progress,
             assigned: BTreeSet::new(),
             intake: Intake::default(),
@@ -159,7 +158,7 @@ impl Consuming {
             Some(probed) = self.probing.join_next() => Event::Probed(flatten(probed)),
             () = tokio::time::sleep_until(flush_at.unwrap_or(self.next_probe)), if flush_at.is_some() && !is_writing => Event::FlushDue,
             () = tokio::time::sleep_until(self.next_probe) => Event::ProbeDue,
-            polled = self.poller.next(), if has_room => Event::Polled(polled.unwrap_or_else(|| {
+            polled = self.source.next(), if has_room => Event::Polled(polled.unwrap_or_else(|| {
                 Polled::Failed(Error::new(ErrorKind::Bug, "the thread that polls Kafka has ended"))
             })),
         }
@@ -226,7 +225,7 @@ impl Consuming {
         self.forget();
         self.assigned.clear();
         self.intake.restart(&self.options.topic.name, &BTreeMap::new());
-        self.poller.ask(Command::Unassign);
+        self.source.ask(Command::Unassign);
     }
 
     /// Drops what is in memory. A batch that is being written is broken off: the ledgers will tell how it ended.
@@ -239,7 +238,7 @@ impl Consuming {
 
     /// Reads the ledgers and turns to what they say comes next.
     async fn begin(&mut self) -> Result<()> {
-        let start = start::find(&self.sink, &self.probe, &self.assigned).await?;
+        let start = start::find(&self.sink, self.broker.as_ref(), &self.assigned).await?;
         self.forget();
         self.intake.restart(&self.options.topic.name, &start.partitions);
         self.bound = start.bound;
@@ -250,7 +249,7 @@ impl Consuming {
             self.totals.committed.insert(partition, start.next);
         }
         tracing::info!(topic = self.options.topic.name, ?offsets, table_version = self.bound.bronze, "reading");
-        self.poller.ask(Command::Assign { epoch: self.epoch, offsets });
+        self.source.ask(Command::Assign { epoch: self.epoch, offsets });
         self.heard = Instant::now();
         self.waiting_for = None;
         self.tell();
@@ -324,7 +323,7 @@ impl Consuming {
     fn count(&mut self, bound: Bound, ranges: Vec<ConsumedRange>) {
         self.totals.count(bound.bronze, &ranges);
         self.bound = bound;
-        self.poller.ask(Command::Commit(ranges.iter().map(|range| (range.partition, range.to)).collect()));
+        self.source.ask(Command::Commit(ranges.iter().map(|range| (range.partition, range.to)).collect()));
         self.tell();
     }
 
@@ -345,10 +344,10 @@ impl Consuming {
         }
         self.probes += 1;
         let wants_partitions = self.options.sharing == Sharing::Alone && self.probes.is_multiple_of(PARTITIONS_EVERY);
-        let (probe, topic, assigned) = (self.probe.clone(), self.options.topic.name.clone(), self.assigned.clone());
-        self.probing.spawn_blocking(move || {
-            let partitions = if wants_partitions { Some(probe.partitions(&topic)?) } else { None };
-            Ok(Probed { ends: probe.ends(&topic, &assigned)?, partitions })
+        let (broker, topic, assigned) = (self.broker.clone(), self.options.topic.name.clone(), self.assigned.clone());
+        self.probing.spawn(async move {
+            let partitions = if wants_partitions { Some(broker.partitions(&topic).await?) } else { None };
+            Ok(Probed { ends: broker.ends(&topic, &assigned).await?, partitions })
         });
         Ok(())
     }
@@ -429,8 +428,8 @@ impl Draining {
         if in_time.is_err() {
             tracing::warn!("the last messages were not committed in time; they are still in Kafka");
         }
-        let Consuming { poller, totals, .. } = phase;
-        if tokio::time::timeout(GOODBYE_TIMEOUT, poller.end()).await.is_err() {
+        let Consuming { source, totals, .. } = phase;
+        if tokio::time::timeout(GOODBYE_TIMEOUT, source.end()).await.is_err() {
             tracing::debug!("the broker does not answer the consumer's good-bye");
         }
         let Totals { rows, dead_letters, holes, commits, repeats, lost, committed, .. } = totals;

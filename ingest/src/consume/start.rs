@@ -1,7 +1,6 @@
 //! Where to begin: the ledgers of both tables against what the broker holds. Nothing is skipped in silence.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use arrow::array::{Array as _, AsArray as _};
 use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
@@ -10,9 +9,10 @@ use futures::TryStreamExt as _;
 use lakehouse::{ConsumedRange, Table, TableName, ingest_app_id};
 
 use super::intake::PartitionStart;
+use super::source::Broker;
 use super::write::{Bound, Sink};
 use crate::decode::Recorded;
-use crate::kafka::{self, Probe, Watermarks};
+use crate::kafka::Watermarks;
 use crate::records::Record;
 use crate::{Error, ErrorKind, Result};
 
@@ -34,7 +34,7 @@ pub(super) struct Start {
 ///
 /// # Errors
 /// `BadData`, with the range that is gone, if the broker does not have what the ledger asks for.
-pub(super) async fn find(sink: &Sink, probe: &Arc<Probe>, partitions: &BTreeSet<i32>) -> Result<Start> {
+pub(super) async fn find(sink: &Sink, broker: &dyn Broker, partitions: &BTreeSet<i32>) -> Result<Start> {
     let topic = &sink.topic.name;
     let app_ids: Vec<String> = partitions.iter().map(|&partition| ingest_app_id(topic, partition)).collect();
     // The letters first. They are committed first, so a writer in between shows up as a lost race, never as letters
@@ -42,8 +42,7 @@ pub(super) async fn find(sink: &Sink, probe: &Arc<Probe>, partitions: &BTreeSet<
     let letters = sink.letters.ledger(&app_ids).await?;
     let bronze = sink.bronze.ledger(&app_ids).await?;
     let entry = |entries: &BTreeMap<String, i64>, partition| entries.get(&ingest_app_id(topic, partition)).copied();
-    let (probe, asked, topic_name) = (probe.clone(), partitions.clone(), topic.clone());
-    let watermarks = kafka::blocking(move || probe.watermarks(&topic_name, &asked)).await?;
+    let watermarks = broker.watermarks(topic, partitions).await?;
 
     let next: BTreeMap<i32, Option<i64>> =
         partitions.iter().map(|&partition| (partition, entry(&bronze.entries, partition))).collect();

@@ -11,6 +11,7 @@ use lakehouse::{
     TableVersion, ingest_app_id,
 };
 
+use super::commit::Committer;
 use super::intake::Range;
 use crate::decode::{self, Decoded, Decoder, Recorded};
 use crate::records::Records;
@@ -30,6 +31,7 @@ pub(super) struct Sink {
     letter_columns: Arc<TableVersion>,
     decoder: Box<dyn Decoder>,
     clock: Arc<dyn lakehouse::Clock>,
+    committer: Arc<dyn Committer>,
 }
 
 /// The ledgers that the next batch goes on from.
@@ -63,7 +65,12 @@ pub(super) enum Written {
 
 impl Sink {
     /// Makes the tables if they are missing.
-    pub(super) async fn open(lake: &Lake, topic: &TopicSpec, cluster_id: Option<String>) -> Result<Self> {
+    pub(super) async fn open(
+        lake: &Lake,
+        topic: &TopicSpec,
+        cluster_id: Option<String>,
+        committer: Arc<dyn Committer>,
+    ) -> Result<Self> {
         let bronze = lake.table(&topic.table);
         let letters = lake.table(&topic.dead_letters);
         Ok(Self {
@@ -76,6 +83,7 @@ impl Sink {
             cluster_id: cluster_id.unwrap_or_default(),
             decoder: decode::decoder_for(topic),
             clock: lake.clock().clone(),
+            committer,
         })
     }
 }
@@ -146,7 +154,7 @@ impl Sink {
             *upto = range.to.max(*upto);
             commit.transactions.insert(ingest_app_id(&self.topic.name, range.partition), *upto);
         }
-        self.letters.append(bound.letters, commit).await
+        self.committer.append(&self.letters, bound.letters, commit).await
     }
 
     async fn write_rows(&self, bound: &Bound, consumed: &[ConsumedRange], decoded: Decoded) -> Result<Outcome> {
@@ -162,6 +170,6 @@ impl Sink {
         let info = serde_json::to_value(info)
             .map_err(|source| Error::with_source(ErrorKind::Bug, "cannot write down what was consumed", source))?;
         commit.info.insert(INGEST_KEY.to_owned(), info);
-        self.bronze.append(bound.bronze, commit).await
+        self.committer.append(&self.bronze, bound.bronze, commit).await
     }
 }
