@@ -191,6 +191,7 @@ pub(crate) fn ingest_options(settings: &Settings, brokers: &str) -> consume::Opt
         flush_interval: settings.flush_interval,
         flush_rows: settings.flush_rows,
         flush_bytes: settings.flush_bytes,
+        accepted_gaps: settings.accepted_gaps.clone(),
         properties: settings.kafka_properties.clone(),
         ..options
     }

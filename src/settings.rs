@@ -10,12 +10,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ingest::consume::AcceptedGap;
 use ingest::kafka::Properties;
 use ingest::topic::TopicSpec;
 use lakehouse::StorageOptions;
 use url::Url;
 
-use crate::cli::{Cli, Command, Doors, Kafka, Transform};
+use crate::cli::{Cli, Command, Doors, Ingest, IngestAction, Kafka, Transform};
 use crate::output::Fault;
 use layers::{Layers, Setting};
 use snowflake::SnowflakeSettings;
@@ -98,6 +99,8 @@ pub(crate) struct Settings {
     pub(crate) flush_interval: Duration,
     pub(crate) flush_rows: usize,
     pub(crate) flush_bytes: usize,
+    /// Offsets that are gone and that the user goes on without.
+    pub(crate) accepted_gaps: Vec<AcceptedGap>,
     pub(crate) query_memory_bytes: usize,
     pub(crate) query_timeout: Duration,
     pub(crate) snowflake: SnowflakeSettings,
@@ -126,7 +129,7 @@ impl Settings {
             log_level: log_level.unwrap_or_else(|| default_log_level(&cli.command).to_owned()),
             brokers: layers.pick(("--brokers", flags.kafka.and_then(|kafka| kafka.brokers.as_ref())), &BROKERS)?,
             kafka_properties: kafka_properties(&layers)?,
-            topic: topic(&layers, flags.kafka.and_then(|kafka| kafka.topic.as_ref()))?,
+            topic: topic(&layers, flags.topic.or(flags.kafka.and_then(|kafka| kafka.topic.as_ref())))?,
             group: layers.pick(("--group", flags.group), &GROUP)?,
             ports: ports(&layers, &flags)?,
             rate: rate(&layers, flags.rate)?,
@@ -134,6 +137,7 @@ impl Settings {
             flush_interval: Duration::from_millis(layers.pick(none, &FLUSH_MILLIS)?.unwrap_or(1_000)),
             flush_rows,
             flush_bytes: layers.pick(none, &FLUSH_BYTES)?.unwrap_or(48 << 20),
+            accepted_gaps: flags.accepted_gaps.to_vec(),
             query_memory_bytes: layers.pick(none, &MEMORY_BYTES)?.unwrap_or(1 << 30),
             query_timeout: Duration::from_secs(layers.pick(none, &TIMEOUT_SECONDS)?.unwrap_or(300)),
             snowflake: SnowflakeSettings::read(&layers)?,
@@ -157,11 +161,14 @@ impl Settings {
 #[derive(Default)]
 struct CommandFlags<'a> {
     kafka: Option<&'a Kafka>,
+    /// The topic, where nothing else of Kafka can be named.
+    topic: Option<&'a String>,
     doors: Option<&'a Doors>,
     kafka_port: Option<&'a String>,
     group: Option<&'a String>,
     rate: Option<&'a String>,
     users: Option<&'a String>,
+    accepted_gaps: &'a [AcceptedGap],
     insecure: bool,
 }
 
@@ -174,6 +181,7 @@ impl<'a> CommandFlags<'a> {
                 kafka_port: up.kafka_port.as_ref(),
                 insecure: up.doors.insecure,
                 rate: up.rate.as_ref(),
+                accepted_gaps: &up.gaps.accept_gap,
                 ..Self::default()
             },
             Command::Broker(broker) => {
@@ -185,9 +193,18 @@ impl<'a> CommandFlags<'a> {
                 users: simulate.users.as_ref(),
                 ..Self::default()
             },
-            Command::Ingest(ingest) => {
-                Self { kafka: Some(&ingest.kafka), group: ingest.group.as_ref(), ..Self::default() }
+            Command::Ingest(Ingest { action: Some(IngestAction::Replay(replay)), .. }) => {
+                Self { topic: replay.topic.as_ref(), ..Self::default() }
             }
+            Command::Ingest(Ingest { action: Some(IngestAction::Reset(reset)), .. }) => {
+                Self { kafka: Some(&reset.kafka), ..Self::default() }
+            }
+            Command::Ingest(ingest) => Self {
+                kafka: Some(&ingest.kafka),
+                group: ingest.group.as_ref(),
+                accepted_gaps: &ingest.gaps.accept_gap,
+                ..Self::default()
+            },
             Command::Serve(doors) => Self { doors: Some(doors), insecure: doors.insecure, ..Self::default() },
             Command::Doctor(doctor) => Self {
                 kafka: Some(&doctor.kafka),
@@ -204,7 +221,9 @@ impl<'a> CommandFlags<'a> {
 /// Services tell what they do; a command that prints a result stays silent besides it.
 fn default_log_level(command: &Command) -> &'static str {
     match command {
-        Command::Up(_) | Command::Broker(_) | Command::Serve(_) | Command::Ingest(_) => "info",
+        Command::Up(_) | Command::Broker(_) | Command::Serve(_) | Command::Ingest(Ingest { action: None, .. }) => {
+            "info"
+        }
         Command::Transform(Transform::Build { watch: true, .. }) => "info",
         Command::Mirror(mirror) if mirror.every.is_some() => "info",
         _ => "warn",

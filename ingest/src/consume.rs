@@ -19,8 +19,12 @@
 
 mod buffer;
 mod commit;
+mod identity;
+mod incarnation;
 mod intake;
 pub(crate) mod poll;
+mod recorded;
+mod reset;
 mod running;
 mod source;
 mod start;
@@ -41,7 +45,12 @@ use crate::topic::TopicSpec;
 use crate::{Error, ErrorKind, Result};
 
 pub use commit::{Committer, Fenced};
+pub use identity::AcceptedGap;
+pub use reset::{Move, Position, ResetOptions, ResetReport, reset};
 pub use source::{Broker, Command, Polled, Revocation, Source};
+
+/// So long at most the end of a run waits for its lease to be given up.
+const RELEASE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What to consume, and how it is cut into commits.
 #[derive(Debug, Clone)]
@@ -62,6 +71,8 @@ pub struct Options {
     pub flush_rows: usize,
     /// So many bytes of messages are committed without waiting. Up to three times as many are in memory at once.
     pub flush_bytes: usize,
+    /// Gaps that the user accepts: what is gone, and is gone on without.
+    pub accepted_gaps: Vec<AcceptedGap>,
     /// Further settings of librdkafka.
     pub properties: Properties,
 }
@@ -78,6 +89,7 @@ impl Options {
             flush_interval: Duration::from_secs(1),
             flush_rows: 100_000,
             flush_bytes: 48 << 20,
+            accepted_gaps: Vec::new(),
             properties: Properties::new(),
         }
     }
@@ -234,6 +246,18 @@ pub async fn run_on(
     let Some((partitions, sink)) = token.run_until_cancelled(opening).await.transpose()? else {
         return Ok(Summary::nothing_done());
     };
+    let mut lease = lake.take_lease(&reset::writers_of(&options.topic.table), &holder()).await?;
     let consuming = running::Consuming::start(options, sink, broker, progress)?;
-    consuming.run(partitions, token).await
+    let ended = tokio::select! {
+        ended = consuming.run(partitions, token) => ended,
+        () = lease.keep() => unreachable!("a lease is kept for ever"),
+    };
+    // A store that is away must not keep a process that ends.
+    let _ = tokio::time::timeout(RELEASE_TIMEOUT, lease.release()).await;
+    ended
+}
+
+/// How others see this process.
+fn holder() -> String {
+    format!("process {}", std::process::id())
 }

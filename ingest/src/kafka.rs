@@ -1,11 +1,14 @@
 //! What this crate asks of librdkafka besides messages: settings, topics, watermarks, and errors that say what to do.
 
+mod messages;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
@@ -120,11 +123,14 @@ pub async fn ensure_topic(brokers: &str, topic: &TopicSpec, properties: &Propert
 /// Kafka as the loop sees it: questions go to a [`Probe`], messages come from a [`Poller`].
 pub(crate) struct Kafka {
     probe: Arc<Probe>,
+    group: String,
+    properties: Properties,
 }
 
 impl Kafka {
     pub(crate) fn new(options: &Options) -> Result<Self> {
-        Ok(Self { probe: Arc::new(Probe::new(&options.brokers, &options.properties)?) })
+        let probe = Arc::new(Probe::new(&options.brokers, &options.properties)?);
+        Ok(Self { probe, group: options.group.clone(), properties: options.properties.clone() })
     }
 }
 
@@ -154,6 +160,16 @@ impl Broker for Kafka {
     async fn ends(&self, topic: &str, partitions: &BTreeSet<i32>) -> Result<BTreeMap<i32, i64>> {
         let (probe, topic, partitions) = (self.probe.clone(), topic.to_owned(), partitions.clone());
         blocking(move || probe.ends(&topic, &partitions)).await
+    }
+
+    async fn fingerprints(&self, topic: &str, offsets: &BTreeMap<i32, i64>) -> Result<BTreeMap<i32, String>> {
+        let (brokers, group, properties) = (self.probe.brokers.clone(), self.group.clone(), self.properties.clone());
+        let (topic, offsets) = (topic.to_owned(), offsets.clone());
+        blocking(move || {
+            let look = messages::Look { brokers: &brokers, group: &group, properties: &properties, topic: &topic };
+            look.fingerprints(&offsets)
+        })
+        .await
     }
 
     fn read(&self, options: &Options) -> Result<Box<dyn Source>> {
@@ -235,17 +251,38 @@ impl Probe {
         partitions.iter().map(one).collect()
     }
 
+    /// The first offset of that time or later, where there is one.
+    pub(crate) fn offsets_at(
+        &self,
+        topic: &str,
+        partitions: &BTreeSet<i32>,
+        time: DateTime<Utc>,
+    ) -> Result<BTreeMap<i32, i64>> {
+        self.offsets(topic, partitions, Offset::Offset(time.timestamp_millis()), REQUEST_TIMEOUT)
+    }
+
     /// The offsets after the last, of all partitions in one request to each broker.
     pub(crate) fn ends(&self, topic: &str, partitions: &BTreeSet<i32>) -> Result<BTreeMap<i32, i64>> {
-        let doing = format!("cannot ask for the end of topic {topic}");
+        self.offsets(topic, partitions, Offset::End, SMALL_TALK_TIMEOUT)
+    }
+
+    /// `asked` is a place, or a time in milliseconds, as `offsets_for_times` takes both.
+    fn offsets(
+        &self,
+        topic: &str,
+        partitions: &BTreeSet<i32>,
+        asked: Offset,
+        timeout: Duration,
+    ) -> Result<BTreeMap<i32, i64>> {
+        let doing = format!("cannot ask for offsets of topic {topic}");
         let mut list = TopicPartitionList::with_capacity(partitions.len());
         for &partition in partitions {
-            list.add_partition_offset(topic, partition, Offset::End)
+            list.add_partition_offset(topic, partition, asked)
                 .map_err(|source| Error::with_source(ErrorKind::Bug, doing.clone(), source))?;
         }
         let found = self
             .consumer
-            .offsets_for_times(list, SMALL_TALK_TIMEOUT)
+            .offsets_for_times(list, timeout)
             .map_err(|source| unavailable(&self.brokers, &doing, source))?;
         let known = found.elements().into_iter().filter_map(|element| match (element.error(), element.offset()) {
             (Ok(()), Offset::Offset(offset)) => Some((element.partition(), offset)),

@@ -40,6 +40,18 @@ impl Record<'_> {
     }
 }
 
+/// A fingerprint in 60 of the 63 bits that a ledger entry has room for; never 0, which stands for none.
+pub fn digest(fingerprint: &str) -> i64 {
+    const HEX_DIGITS: usize = 15;
+    let leading = fingerprint.get(..HEX_DIGITS).unwrap_or(fingerprint);
+    i64::from_str_radix(leading, 16).unwrap_or(0).max(1)
+}
+
+/// The same of any text.
+pub(crate) fn digest_of_text(text: &str) -> i64 {
+    digest(&Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes()).simple().to_string())
+}
+
 /// Many messages, in the order in which they came.
 #[derive(Debug, Default, Clone)]
 pub struct Records {

@@ -16,7 +16,7 @@ use crate::log::{self, Commit, CommitEntry};
 use crate::table::{Table, TableInner};
 
 /// A checkpoint is written each time the version can be divided by this.
-const CHECKPOINT_INTERVAL: u64 = 100;
+pub(crate) const CHECKPOINT_INTERVAL: u64 = 100;
 /// So many other commits may lie between the version that a writer has read and the one that it makes.
 const COMMITS_BETWEEN_MAX: u64 = 10_000;
 /// So often a log entry is tried to be written while the store gives no clear answer.

@@ -1,24 +1,29 @@
 //! A table of the lake: a cheap handle that knows the newest version and moves on by reading only new log entries.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use deltalake_core::kernel::MetadataExt as _;
+use deltalake_core::kernel::{Metadata, MetadataExt as _};
 use deltalake_core::logstore::{CommitOrBytes, LogStore, LogStoreRef};
+use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::ObjectStore;
 use tokio::sync::Mutex;
 
 use crate::clock::Clock;
+use crate::commit::CHECKPOINT_INTERVAL;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Ids;
 use crate::log::{self, CommitEntry};
 use crate::name::TableName;
 use crate::schema::{self, TableSpec};
-use crate::version::{self, Head, TableVersion, transactions_at};
+use crate::version::{self, Head, TableVersion};
 
 /// How many versions that were the newest a moment ago are kept at hand. A publication lags the heads by one refresh, so
 /// a reader that pins it finds its versions here and loads nothing.
 const RECENT_VERSIONS_MAX: usize = 32;
+
+/// So many log entries are read at once, where many are read.
+const ENTRIES_AT_ONCE: usize = 16;
 
 /// A handle on one table. Clones share what is known of it.
 #[derive(Debug, Clone)]
@@ -70,6 +75,14 @@ impl Table {
         let mut known = self.inner.known.lock().await;
         self.inner.advance(&mut known).await?;
         Ok(known.newest())
+    }
+
+    /// The newest version, and all that its log says of its columns.
+    pub(crate) async fn head_and_metadata(&self) -> Result<(Arc<TableVersion>, Metadata)> {
+        let mut known = self.inner.known.lock().await;
+        self.inner.advance(&mut known).await?;
+        let head = known.head.as_ref().expect("a head was just loaded");
+        Ok((known.newest(), head.metadata().clone()))
     }
 
     /// Whether the table is there, be it one that can be read or not.
@@ -136,8 +149,7 @@ impl Table {
         let unknown: Vec<String> =
             app_ids.iter().filter(|app_id| head.transaction(app_id).is_none()).cloned().collect();
         if !unknown.is_empty() {
-            let log = self.inner.log.as_ref();
-            head.remember(transactions_at(&self.inner.name, log, head.loaded_version, unknown).await?);
+            head.remember(self.inner.transactions_at(head.loaded_version, unknown).await?);
         }
         let entries = app_ids.iter().filter_map(|app_id| Some((app_id.clone(), head.transaction(app_id)?))).collect();
         Ok(Ledger { version: head.version(), entries })
@@ -185,6 +197,40 @@ impl TableInner {
             .await
             .map_err(|source| Error::delta(format!("cannot read log entry {version} of {}", self.name), source))?;
         bytes.map(|bytes| log::decode(&self.name, version, &bytes)).transpose()
+    }
+
+    /// Reads ledger entries as of `version`: from the log's newest entries back to the last checkpoint of ours, all of them
+    /// in one go, and what is older from there.
+    async fn transactions_at(&self, version: u64, app_ids: Vec<String>) -> Result<BTreeMap<String, i64>> {
+        let checkpoint = version - version % CHECKPOINT_INTERVAL;
+        let mut missing: BTreeSet<String> = app_ids.into_iter().collect();
+        let mut found = BTreeMap::new();
+        let mut older = checkpoint;
+        let newest_first = (checkpoint + 1..=version).rev();
+        let mut entries =
+            futures::stream::iter(newest_first.map(|version| self.read_entry(version))).buffered(ENTRIES_AT_ONCE);
+        while let Some(entry) = entries.try_next().await? {
+            if missing.is_empty() {
+                break;
+            }
+            let Some(entry) = entry else {
+                // Somebody cleaned the log up to here, and left a checkpoint at a place of their own.
+                older = version;
+                break;
+            };
+            for (app_id, value) in entry.transactions {
+                if missing.remove(&app_id) {
+                    found.insert(app_id, value);
+                }
+            }
+        }
+        drop(entries);
+        // A table's first entry makes it, and moves no ledger.
+        if !missing.is_empty() && older > 0 {
+            let missing = missing.into_iter().collect();
+            found.extend(version::transactions_at(&self.name, self.log.as_ref(), older, missing).await?);
+        }
+        Ok(found)
     }
 
     /// Brings `known` to the newest version.

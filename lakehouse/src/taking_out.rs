@@ -3,14 +3,18 @@
 //! Nothing is committed here. What comes of it goes into one commit beside whatever has to change at the same moment, and
 //! that commit is void if the table has moved since: rows that came in between would be judged by nobody.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use arrow::array::AsArray as _;
+use arrow::datatypes::Int64Type;
 use datafusion::common::DFSchema;
 use datafusion::prelude::{Expr, SessionContext, coalesce, col, lit};
+use futures::TryStreamExt as _;
 
 use crate::error::{Error, Result};
 use crate::file::{DataFile, StagedFile};
-use crate::progress::INCARNATION_COLUMN;
+use crate::progress::{ConsumedRange, INCARNATION_COLUMN, REPLAY_COLUMN};
 use crate::pruning;
 use crate::stage::StageOptions;
 use crate::table::Table;
@@ -75,6 +79,64 @@ impl<'a> PlaceColumns<'a> {
             Some(of_topic) => of_topic.and(any),
             None => any,
         })
+    }
+}
+
+impl TableVersion {
+    /// How many rows a tail has, those that a replay brought included.
+    pub async fn count_tail(&self, context: &SessionContext, columns: PlaceColumns<'_>, tail: &Tail) -> Result<u64> {
+        let Some(filter) = columns.are_in(std::slice::from_ref(tail), self) else { return Ok(0) };
+        let failed = |source| Error::query(format!("cannot count rows of {}", self.name), source);
+        let rows = context.read_table(self.provider()).and_then(|rows| rows.filter(filter)).map_err(failed)?;
+        Ok(rows.count().await.map_err(failed)? as u64)
+    }
+
+    /// How many rows each offset of a tail has, up to before the offset `upto`, without those that a replay brought.
+    pub async fn count_places(
+        &self,
+        context: &SessionContext,
+        columns: PlaceColumns<'_>,
+        tail: &Tail,
+        upto: i64,
+    ) -> Result<BTreeMap<i64, u64>> {
+        let failed = |source| Error::query(format!("cannot count rows of {}", self.name), source);
+        let mut filter = col(quoted(columns.offset)).lt(lit(upto));
+        filter = columns.are_in(std::slice::from_ref(tail), self).into_iter().fold(filter, Expr::and);
+        if self.has_column(REPLAY_COLUMN) {
+            filter = filter.and(col(REPLAY_COLUMN).is_null());
+        }
+        let rows = context.read_table(self.provider()).and_then(|rows| rows.filter(filter)).map_err(failed)?;
+        let rows = rows.select_columns(&[columns.offset]).map_err(failed)?;
+        let mut batches = rows.execute_stream().await.map_err(failed)?;
+        let mut counts = BTreeMap::new();
+        while let Some(batch) = batches.try_next().await.map_err(failed)? {
+            for &offset in batch.column(0).as_primitive::<Int64Type>().values() {
+                *counts.entry(offset).or_insert(0) += 1;
+            }
+        }
+        Ok(counts)
+    }
+}
+
+impl Table {
+    /// The range in whose middle a tail begins, as the commits up to `version` recorded it last. None if it begins between
+    /// two, or in offsets that were given up.
+    pub async fn recorded_range(&self, version: u64, topic: &str, tail: &Tail) -> Result<Option<ConsumedRange>> {
+        let holds =
+            |partition: i32, from: i64, to: i64| partition == tail.partition && from < tail.from && tail.from < to;
+        for version in (0..=version).rev() {
+            let Some(entry) = self.inner.read_entry(version).await? else { break };
+            let Some(info) = entry.ingest_info()?.filter(|info| info.topic == topic) else { continue };
+            let kept = info.rewinds.into_iter().filter_map(|rewind| rewind.kept);
+            let mut ranges = info.ranges.into_iter().chain(kept);
+            let found = ranges
+                .find(|range| range.incarnation == tail.incarnation && holds(range.partition, range.from, range.to));
+            let given_up = info.skips.iter().any(|skip| holds(skip.partition, skip.from, skip.to));
+            if found.is_some() || given_up {
+                return Ok(found);
+            }
+        }
+        Ok(None)
     }
 }
 

@@ -3,16 +3,15 @@
 use std::collections::BTreeMap;
 
 use crate::kafka::Watermarks;
-use crate::records::Records;
-use crate::{Error, ErrorKind, Result};
+use crate::records::{Records, digest};
 
 /// Where one partition begins, as the ledger and the broker say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PartitionStart {
     /// The next offset to take.
     pub(super) next: i64,
-    /// What the message before it must be like, if one was recorded: it is read first and compared.
-    pub(super) last_taken: Option<String>,
+    /// A digest of the message before it, if one was recorded: it is read first and compared.
+    pub(super) last_taken: Option<i64>,
     /// What the broker holds.
     pub(super) watermarks: Watermarks,
 }
@@ -36,10 +35,15 @@ pub(super) struct Range {
     pub(super) fingerprint: String,
 }
 
+/// The message before the ledger's offset is another one than was recorded: the partition is not the one that was read.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Stranger {
+    pub(super) partition: i32,
+}
+
 /// The partitions that are ours.
 #[derive(Debug, Default)]
 pub(super) struct Intake {
-    topic: String,
     partitions: BTreeMap<i32, Partition>,
 }
 
@@ -47,8 +51,8 @@ pub(super) struct Intake {
 struct Partition {
     /// The next offset to take: all below is committed, being written, or in the buffer.
     next: i64,
-    /// What the message before `next` must be like; none once it was seen, or can't be seen any more.
-    last_taken: Option<String>,
+    /// A digest of the message before `next`; none once it was seen, or can't be seen any more.
+    last_taken: Option<i64>,
     /// The newest end that we have heard of.
     end: i64,
     /// The end when the partition was first given to us.
@@ -71,14 +75,13 @@ struct Open {
 
 impl Intake {
     /// Begins anew at these places. Partitions that were ours before keep the end that they had at their first start.
-    pub(super) fn restart(&mut self, topic: &str, starts: &BTreeMap<i32, PartitionStart>) {
-        topic.clone_into(&mut self.topic);
+    pub(super) fn restart(&mut self, starts: &BTreeMap<i32, PartitionStart>) {
         let before = std::mem::take(&mut self.partitions);
         let partition = |(&partition, start): (&i32, &PartitionStart)| {
             let end = start.watermarks.high;
             let begun = Partition {
                 next: start.next,
-                last_taken: start.last_taken.clone(),
+                last_taken: start.last_taken,
                 end,
                 end_at_start: before.get(&partition).map_or(end, |before| before.end_at_start),
                 exhausted: false,
@@ -90,10 +93,7 @@ impl Intake {
     }
 
     /// Takes note of `records`, and takes those out of it that are not to be taken. Says how many those are.
-    ///
-    /// # Errors
-    /// `BadData` if the message before the ledger's offset is another one than was recorded.
-    pub(super) fn admit(&mut self, records: &mut Records) -> Result<u64> {
+    pub(super) fn admit(&mut self, records: &mut Records) -> Result<u64, Stranger> {
         let mut refused: Vec<usize> = Vec::new();
         let mut compared = 0;
         for (index, (partition, offset)) in records.places().enumerate() {
@@ -104,8 +104,8 @@ impl Intake {
             if let Some(expected) = ours.last_taken.take()
                 && offset == ours.next - 1
             {
-                if records.get(index).fingerprint() != expected {
-                    return Err(made_anew(&self.topic, partition, ours.next));
+                if digest(&records.get(index).fingerprint()) != expected {
+                    return Err(Stranger { partition });
                 }
                 compared += 1;
             }
@@ -143,6 +143,13 @@ impl Intake {
                 ours.end = end.max(ours.next);
             }
         }
+    }
+
+    /// Whether a partition ends before what was taken of it: messages are gone that were there.
+    pub(super) fn has_shrunk(&self, ends: &BTreeMap<i32, i64>) -> bool {
+        let is_short =
+            |(partition, &end): (&i32, &i64)| self.partitions.get(partition).is_some_and(|ours| end < ours.next);
+        ends.iter().any(is_short)
     }
 
     /// Whether everything was taken that was there at the start.
@@ -194,16 +201,6 @@ impl Partition {
     }
 }
 
-fn made_anew(topic: &str, partition: i32, next: i64) -> Error {
-    let message = format!(
-        "topic {topic} partition {partition} is not the one that was read before: the message at offset {} is another. \
-         Its offsets 0..{next} as they were are gone, and what stands there now was never read. Bring the old topic back, or \
-         let the topic's settings name another table, which begins at the first offset",
-        next - 1
-    );
-    Error::new(ErrorKind::BadData, message)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,13 +215,13 @@ mod tests {
         records
     }
 
-    fn start(next: i64, last_taken: Option<&str>, high: i64) -> PartitionStart {
-        PartitionStart { next, last_taken: last_taken.map(str::to_owned), watermarks: Watermarks { low: 0, high } }
+    fn start(next: i64, last_taken: Option<i64>, high: i64) -> PartitionStart {
+        PartitionStart { next, last_taken, watermarks: Watermarks { low: 0, high } }
     }
 
     fn intake(starts: impl Into<BTreeMap<i32, PartitionStart>>) -> Intake {
         let mut intake = Intake::default();
-        intake.restart("t", &starts.into());
+        intake.restart(&starts.into());
         intake
     }
 
@@ -256,24 +253,24 @@ mod tests {
 
     #[test]
     fn a_topic_made_anew_is_told_by_its_last_message() {
-        let odd = records(&[(0, 1)]).get(0).fingerprint();
-        let mut same = intake([(0, start(8, Some(&odd), 8))]);
+        let odd = digest(&records(&[(0, 1)]).get(0).fingerprint());
+        let mut same = intake([(0, start(8, Some(odd), 8))]);
         assert!(!same.is_at_end(), "not before the message was compared");
         assert_eq!(same.admit(&mut records(&[(0, 7)])).expect("the same message"), 0);
         assert!(same.is_at_end());
         assert!(same.take_ranges().is_empty());
-        let mut other = intake([(0, start(9, Some(&odd), 20))]);
-        let error = other.admit(&mut records(&[(0, 8), (0, 9)])).expect_err("another message");
-        assert!(error.to_string().contains("0..9"), "{error}");
+        let mut other = intake([(0, start(9, Some(odd), 20))]);
+        let stranger = other.admit(&mut records(&[(0, 8), (0, 9)])).expect_err("another message");
+        assert_eq!(stranger, Stranger { partition: 0 });
         // The message was compacted away: what follows can't be compared, and is taken.
-        let mut compacted = intake([(0, start(9, Some(&odd), 20))]);
+        let mut compacted = intake([(0, start(9, Some(odd), 20))]);
         assert_eq!(compacted.admit(&mut records(&[(0, 10), (0, 8)])).expect("nothing to compare"), 1);
     }
 
     #[test]
     fn a_second_start_keeps_the_first_end() {
         let mut intake = intake([(0, start(0, None, 2))]);
-        intake.restart("t", &[(0, start(1, None, 50))].into());
+        intake.restart(&[(0, start(1, None, 50))].into());
         intake.admit(&mut records(&[(0, 1)])).expect("fine");
         assert!(intake.is_at_end());
         intake.exhausted(0);

@@ -228,17 +228,15 @@ impl Thread {
         let epoch = self.epoch;
         let event = match error {
             KafkaError::PartitionEOF(partition) => Polled::Exhausted { epoch, partition },
-            KafkaError::MessageConsumption(Code::AutoOffsetReset | Code::OffsetOutOfRange) => {
-                Polled::OutOfRange { epoch }
-            }
-            KafkaError::MessageConsumptionFatal(_)
-            | KafkaError::MessageConsumption(
-                Code::UnknownTopicOrPartition
+            KafkaError::MessageConsumption(
+                Code::AutoOffsetReset
+                | Code::OffsetOutOfRange
+                | Code::UnknownTopicOrPartition
                 | Code::UnknownTopic
-                | Code::UnknownPartition
-                | Code::TopicAuthorizationFailed
-                | Code::GroupAuthorizationFailed,
-            ) => {
+                | Code::UnknownPartition,
+            ) => Polled::OutOfRange { epoch },
+            KafkaError::MessageConsumptionFatal(_)
+            | KafkaError::MessageConsumption(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed) => {
                 let doing = format!("cannot read topic {}", self.topic);
                 Polled::Failed(kafka::unavailable(&self.brokers, &doing, error))
             }
@@ -304,7 +302,7 @@ impl Thread {
     }
 }
 
-fn push(chunk: &mut Records, message: &BorrowedMessage<'_>) {
+pub(crate) fn push(chunk: &mut Records, message: &BorrowedMessage<'_>) {
     let headers = message.headers().filter(|headers| headers.count() > 0).map(|headers| {
         let one = |header: rdkafka::message::Header<'_, &[u8]>| match header
             .value

@@ -69,6 +69,8 @@ pub(super) struct Consuming {
     /// The partitions that are ours.
     assigned: BTreeSet<i32>,
     intake: Intake,
+    /// Partitions that were seen to be others than those that were read, until the start has dealt with them.
+    strangers: BTreeSet<i32>,
     /// Counts assignments; what the poll thread read under an older one is dropped.
     epoch: u64,
     bound: Bound,
@@ -104,6 +106,7 @@ impl Consuming {
             progress,
             assigned: BTreeSet::new(),
             intake: Intake::default(),
+            strangers: BTreeSet::new(),
             epoch: 0,
             bound: Bound::default(),
             recorded: Arc::default(),
@@ -192,16 +195,21 @@ impl Consuming {
     async fn take(&mut self, polled: Polled) -> Result<()> {
         match polled {
             Polled::Records { epoch, mut records } if epoch == self.epoch => {
-                self.totals.repeats += self.intake.admit(&mut records)?;
-                self.buffer.push(records);
+                match self.intake.admit(&mut records) {
+                    Ok(repeats) => {
+                        self.totals.repeats += repeats;
+                        self.buffer.push(records);
+                    }
+                    // The start looks at the other partitions too, and says what is gone.
+                    Err(stranger) => {
+                        self.strangers.insert(stranger.partition);
+                        self.begin_again().await?;
+                    }
+                }
             }
             Polled::Exhausted { epoch, partition } if epoch == self.epoch => self.intake.exhausted(partition),
-            // The start says which range is gone.
             Polled::OutOfRange { epoch } if epoch == self.epoch => {
-                self.drain().await;
-                let doing = "the broker has no such offset";
-                self.wait_after(&Error::new(ErrorKind::Unavailable, doing)).await;
-                self.begin_again().await?;
+                self.look_again("the broker has no such offset, or no such partition").await?;
             }
             Polled::Records { .. } | Polled::Exhausted { .. } | Polled::OutOfRange { .. } => {}
             Polled::Assigned(partitions) => {
@@ -216,6 +224,13 @@ impl Consuming {
         Ok(())
     }
 
+    /// The topic is not what it was a moment ago: the start says which range is gone, if one is.
+    async fn look_again(&mut self, seen: &str) -> Result<()> {
+        self.drain().await;
+        self.wait_after(&Error::new(ErrorKind::Unavailable, seen)).await;
+        self.begin_again().await
+    }
+
     /// Commits what is there and lets go of all partitions.
     async fn hand_over(&mut self, how: Revocation) {
         tracing::info!(?how, topic = self.options.topic.name, "partitions taken back");
@@ -224,7 +239,7 @@ impl Consuming {
         }
         self.forget();
         self.assigned.clear();
-        self.intake.restart(&self.options.topic.name, &BTreeMap::new());
+        self.intake.restart(&BTreeMap::new());
         self.source.ask(Command::Unassign);
     }
 
@@ -238,9 +253,17 @@ impl Consuming {
 
     /// Reads the ledgers and turns to what they say comes next.
     async fn begin(&mut self) -> Result<()> {
-        let start = start::find(&self.sink, self.broker.as_ref(), &self.assigned).await?;
+        let asker = start::Asker {
+            sink: &self.sink,
+            broker: self.broker.as_ref(),
+            partitions: &self.assigned,
+            accepted: &self.options.accepted_gaps,
+            strangers: &self.strangers,
+        };
+        let start = start::find(&asker).await?;
+        self.strangers.clear();
         self.forget();
-        self.intake.restart(&self.options.topic.name, &start.partitions);
+        self.intake.restart(&start.partitions);
         self.bound = start.bound;
         self.recorded = Arc::new(start.recorded);
         let offsets: BTreeMap<i32, i64> =
@@ -297,7 +320,11 @@ impl Consuming {
                 Ok(())
             }
             Ok(Written::Lost { table, winner }) => {
-                tracing::info!(table, winner, "another process commits the same partitions; reading the ledger again");
+                tracing::info!(
+                    table,
+                    winner,
+                    "another commit was first: of the same partitions, or of new columns; reading the ledger again"
+                );
                 self.totals.lost += 1;
                 self.forget();
                 // Two that read the same partitions would otherwise lose to each other by turns at full speed.
@@ -357,6 +384,9 @@ impl Consuming {
             Ok(Probed { ends, partitions }) => {
                 self.heard = Instant::now();
                 self.waiting_for = None;
+                if self.intake.has_shrunk(&ends) {
+                    return self.look_again("a partition ends before what was read of it").await;
+                }
                 self.intake.learn_ends(&ends);
                 if let Some(partitions) = partitions.filter(|partitions| !partitions.is_subset(&self.assigned)) {
                     tracing::info!(?partitions, topic = self.options.topic.name, "the topic has new partitions");

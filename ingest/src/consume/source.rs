@@ -35,6 +35,13 @@ pub trait Broker: fmt::Debug + Send + Sync {
     /// `Unavailable` if nobody answers.
     async fn ends(&self, topic: &str, partitions: &BTreeSet<i32>) -> Result<BTreeMap<i32, i64>>;
 
+    /// The fingerprint of one message of each of some partitions, see [`Record::fingerprint`](crate::records::Record::fingerprint).
+    /// An offset that holds no message (any more) is left out.
+    ///
+    /// # Errors
+    /// `Unavailable` if nobody answers.
+    async fn fingerprints(&self, topic: &str, offsets: &BTreeMap<i32, i64>) -> Result<BTreeMap<i32, String>>;
+
     /// Begins to read. With [`Sharing::Group`](super::Sharing::Group) it joins the group at once, else it waits for a first
     /// [`Command::Assign`].
     ///
@@ -77,7 +84,7 @@ pub enum Polled {
     Assigned(BTreeSet<i32>),
     /// The coordinator takes all partitions back; it waits until they are let go of, unless somebody has them already.
     Revoked(Revocation),
-    /// An offset that was asked for is not there (any more).
+    /// An offset that was asked for is not there (any more), or its partition, or the topic.
     OutOfRange {
         /// The assignment that it was asked for under.
         epoch: u64,

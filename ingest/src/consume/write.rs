@@ -4,19 +4,25 @@
 //! is a stale owner: nothing is repeated, the batch is dropped and its messages are read again from the new ledger.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use lakehouse::{
     Commit, ConsumedRange, INGEST_KEY, IngestInfo, Lake, Operation, Outcome, SessionFactory, StageOptions, Table,
-    TableVersion, ingest_app_id,
+    TableVersion, cluster_app_id, fingerprint_app_id, incarnation_app_id, ingest_app_id,
 };
 
 use super::commit::Committer;
+use super::identity::Gap;
+use super::incarnation;
 use super::intake::Range;
+use crate::columns;
 use crate::decode::{self, Decoded, Decoder, Recorded};
-use crate::records::Records;
+use crate::records::{Records, digest, digest_of_text};
 use crate::topic::TopicSpec;
 use crate::{Error, ErrorKind, Result};
+
+/// A ledger's fingerprint where there is no message to compare with.
+pub(super) const NO_FINGERPRINT: i64 = 0;
 
 /// Where batches go.
 pub(super) struct Sink {
@@ -26,12 +32,25 @@ pub(super) struct Sink {
     pub(super) sessions: SessionFactory,
     /// What the broker calls its cluster; empty if it does not tell.
     cluster_id: String,
-    /// Only the columns of these two count; any version has the same.
-    bronze_columns: Arc<TableVersion>,
-    letter_columns: Arc<TableVersion>,
+    /// Others may add columns, which is seen with the next look at the ledger.
+    columns: Mutex<Columns>,
     decoder: Box<dyn Decoder>,
     clock: Arc<dyn lakehouse::Clock>,
     committer: Arc<dyn Committer>,
+}
+
+/// The tables as they were last seen. Only their columns count.
+#[derive(Clone)]
+struct Columns {
+    rows: Arc<TableVersion>,
+    letters: Arc<TableVersion>,
+}
+
+impl Columns {
+    async fn look(bronze: &Table, letters: &Table, topic: &TopicSpec) -> Result<Self> {
+        let rows = columns::prepare(bronze, topic).await?;
+        Ok(Self { rows, letters: letters.ensure(&topic.letters_spec()).await? })
+    }
 }
 
 /// The ledgers that the next batch goes on from.
@@ -43,6 +62,10 @@ pub(super) struct Bound {
     pub(super) letters: u64,
     /// The entries of the dead letters' ledger: they may be ahead of bronze's, and never go back.
     pub(super) letters_ledger: BTreeMap<i32, i64>,
+    /// A digest of the cluster that bronze's ledger names.
+    pub(super) cluster: Option<i64>,
+    /// How often each partition was made anew, where it was.
+    pub(super) incarnations: BTreeMap<i32, i32>,
 }
 
 /// Messages to commit together.
@@ -74,8 +97,7 @@ impl Sink {
         let bronze = lake.table(&topic.table);
         let letters = lake.table(&topic.dead_letters);
         Ok(Self {
-            bronze_columns: bronze.ensure(&topic.rows_spec()).await?,
-            letter_columns: letters.ensure(&topic.letters_spec()).await?,
+            columns: Mutex::new(Columns::look(&bronze, &letters, topic).await?),
             topic: topic.clone(),
             bronze,
             letters,
@@ -86,6 +108,18 @@ impl Sink {
             committer,
         })
     }
+
+    /// Goes by the columns that the tables have now. To be called after their ledgers were read: a batch that is bound to them
+    /// then either fits the columns, or loses to the commit that changed them since.
+    pub(super) async fn look_at_columns(&self) -> Result<()> {
+        let newest = Columns::look(&self.bronze, &self.letters, &self.topic).await?;
+        *self.columns.lock().expect("no holder of this lock panics") = newest;
+        Ok(())
+    }
+
+    fn columns(&self) -> Columns {
+        self.columns.lock().expect("no holder of this lock panics").clone()
+    }
 }
 
 /// Commits a batch.
@@ -95,7 +129,14 @@ impl Sink {
 pub(super) async fn write(sink: Arc<Sink>, batch: Batch) -> Result<Written> {
     let Batch { mut bound, ranges, records, recorded } = batch;
     let (decoding_sink, decoding_ranges) = (sink.clone(), ranges.clone());
-    let decoding = move || decode_all(&decoding_sink, &records, &recorded, &decoding_ranges);
+    let incarnations = bound.incarnations.clone();
+    let decoding = move || {
+        let mut decoded = decode_all(&decoding_sink, &records, &recorded)?;
+        decoded.rows = incarnation::mark(decoded.rows, "_partition", &incarnations)?;
+        decoded.letters = incarnation::mark(decoded.letters, "partition", &incarnations)?;
+        let consumed = consumed(&decoded, &decoding_ranges, &incarnations);
+        Result::Ok((decoded, consumed))
+    };
     let (decoded, consumed) = tokio::task::spawn_blocking(decoding)
         .await
         .map_err(|source| Error::with_source(ErrorKind::Bug, "decoding was broken off", source))??;
@@ -108,30 +149,31 @@ pub(super) async fn write(sink: Arc<Sink>, batch: Batch) -> Result<Written> {
     match sink.write_rows(&bound, &consumed, decoded).await? {
         Outcome::Committed(version) => {
             bound.bronze = version;
+            bound.cluster = sink.cluster().or(bound.cluster);
             Ok(Written::Committed { bound, ranges: consumed })
         }
         Outcome::Lost { winner } => Ok(Written::Lost { table: sink.bronze.name().to_string(), winner }),
     }
 }
 
-fn decode_all(
-    sink: &Sink,
-    records: &[Records],
-    recorded: &Recorded,
-    ranges: &[Range],
-) -> Result<(Decoded, Vec<ConsumedRange>)> {
+fn decode_all(sink: &Sink, records: &[Records], recorded: &Recorded) -> Result<Decoded> {
     let mut decoded = Decoded::default();
     let now = sink.clock.now();
     for records in records {
         decode::decode(sink.decoder.as_ref(), &sink.topic, records, recorded, now, &mut decoded)?;
     }
-    let consumed = ranges.iter().map(|range| {
+    Ok(decoded)
+}
+
+/// What became of each range.
+fn consumed(decoded: &Decoded, ranges: &[Range], incarnations: &BTreeMap<i32, i32>) -> Vec<ConsumedRange> {
+    let one = |range: &Range| {
         let dead_letters = decoded.dead_letters.get(&range.partition).copied().unwrap_or(0);
         ConsumedRange {
             partition: range.partition,
             from: range.from,
             to: range.to,
-            incarnation: 0,
+            incarnation: incarnations.get(&range.partition).copied().unwrap_or(0),
             messages: Some(range.records),
             rows: range.records - dead_letters,
             dead_letters,
@@ -139,20 +181,22 @@ fn decode_all(
             end_offset: range.end_offset,
             fingerprint: range.fingerprint.clone(),
         }
-    });
-    let consumed = consumed.collect();
-    Ok((decoded, consumed))
+    };
+    ranges.iter().map(one).collect()
 }
 
 impl Sink {
     async fn write_letters(&self, bound: &mut Bound, ranges: &[Range], decoded: &Decoded) -> Result<Outcome> {
         let batches = decoded.letters.clone();
         let mut commit = Commit::new(Operation::Write);
-        commit.adds = self.letters.stage_batches(&self.letter_columns, batches, &StageOptions::default()).await?;
+        commit.adds = self.letters.stage_batches(&self.columns().letters, batches, &StageOptions::default()).await?;
         for range in ranges.iter().filter(|range| decoded.letter_partitions.contains_key(&range.partition)) {
             let upto = bound.letters_ledger.entry(range.partition).or_insert(range.to);
             *upto = range.to.max(*upto);
             commit.transactions.insert(ingest_app_id(&self.topic.name, range.partition), *upto);
+            if let Some(&incarnation) = bound.incarnations.get(&range.partition) {
+                commit.transactions.insert(incarnation_app_id(&self.topic.name, range.partition), incarnation.into());
+            }
         }
         self.committer.append(&self.letters, bound.letters, commit).await
     }
@@ -161,15 +205,70 @@ impl Sink {
         let mut commit = Commit::new(Operation::Write);
         if !decoded.rows.is_empty() {
             let options = StageOptions::default();
-            commit.adds = self.bronze.stage_batches(&self.bronze_columns, decoded.rows, &options).await?;
+            commit.adds = self.bronze.stage_batches(&self.columns().rows, decoded.rows, &options).await?;
         }
-        let entry = |range: &ConsumedRange| (ingest_app_id(&self.topic.name, range.partition), range.to);
-        commit.transactions = consumed.iter().map(entry).collect();
-        let mut info = IngestInfo::new(&self.topic.name, &self.cluster_id, self.letters.name().clone());
+        let topic = &self.topic.name;
+        for range in consumed {
+            commit.transactions.insert(ingest_app_id(topic, range.partition), range.to);
+            commit
+                .transactions
+                .insert(fingerprint_app_id(topic, range.partition), fingerprint_entry(&range.fingerprint));
+        }
+        commit.transactions.extend(self.new_cluster(bound));
+        let mut info = self.info();
         info.ranges = consumed.to_vec();
-        let info = serde_json::to_value(info)
-            .map_err(|source| Error::with_source(ErrorKind::Bug, "cannot write down what was consumed", source))?;
-        commit.info.insert(INGEST_KEY.to_owned(), info);
+        record(&mut commit, info)?;
         self.committer.append(&self.bronze, bound.bronze, commit).await
     }
+
+    /// Gives up offsets on the user's word: the ledger moves to where reading goes on, and the commit says why.
+    pub(super) async fn accept(&self, bound: &Bound, gaps: &[Gap]) -> Result<Outcome> {
+        if gaps.iter().any(|gap| gap.0.incarnation > 0) {
+            // Where that is a commit of its own, the one below is void, and the next reading of the ledger repeats it.
+            self.bronze.add_columns(&[incarnation::column()]).await?;
+            self.letters.add_columns(&[incarnation::column()]).await?;
+        }
+        let mut commit = Commit::new(Operation::Write);
+        let topic = &self.topic.name;
+        for Gap(skip) in gaps {
+            commit.transactions.insert(ingest_app_id(topic, skip.partition), skip.next);
+            commit.transactions.insert(fingerprint_app_id(topic, skip.partition), NO_FINGERPRINT);
+            if skip.incarnation > 0 {
+                commit.transactions.insert(incarnation_app_id(topic, skip.partition), skip.incarnation.into());
+            }
+        }
+        commit.transactions.extend(self.new_cluster(bound));
+        let mut info = self.info();
+        info.skips = gaps.iter().map(|gap| gap.0.clone()).collect();
+        record(&mut commit, info)?;
+        self.committer.append(&self.bronze, bound.bronze, commit).await
+    }
+
+    /// A digest of the cluster's id, if the broker tells it.
+    pub(super) fn cluster(&self) -> Option<i64> {
+        Some(self.cluster_id.as_str()).filter(|id| !id.is_empty()).map(digest_of_text)
+    }
+
+    /// The ledger entry of the cluster, where it is another than it was.
+    fn new_cluster(&self, bound: &Bound) -> Option<(String, i64)> {
+        let cluster = self.cluster().filter(|&cluster| bound.cluster != Some(cluster))?;
+        Some((cluster_app_id(&self.topic.name), cluster))
+    }
+
+    fn info(&self) -> IngestInfo {
+        IngestInfo::new(&self.topic.name, &self.cluster_id, self.letters.name().clone())
+    }
+}
+
+/// Writes down what a commit of ours did.
+pub(super) fn record(commit: &mut Commit, info: IngestInfo) -> Result<()> {
+    let info = serde_json::to_value(info)
+        .map_err(|source| Error::with_source(ErrorKind::Bug, "cannot write down what was consumed", source))?;
+    commit.info.insert(INGEST_KEY.to_owned(), info);
+    Ok(())
+}
+
+/// What the ledger keeps of a fingerprint.
+fn fingerprint_entry(fingerprint: &str) -> i64 {
+    if fingerprint.is_empty() { NO_FINGERPRINT } else { digest(fingerprint) }
 }

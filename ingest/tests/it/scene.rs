@@ -91,9 +91,13 @@ impl Scene {
     }
 
     pub(crate) async fn ingest_to_end(&self) -> Result<Summary> {
+        self.run_to_end(self.options(Stop::AtEnd)).await
+    }
+
+    pub(crate) async fn run_to_end(&self, options: Options) -> Result<Summary> {
         let (progress, _) = watch::channel(Progress::default());
         let lake = self.lake().await;
-        let run = consume::run(&lake, self.options(Stop::AtEnd), progress, CancellationToken::new());
+        let run = consume::run(&lake, options, progress, CancellationToken::new());
         timeout(PATIENCE, run).await.expect("in time")
     }
 

@@ -119,11 +119,11 @@ async fn gaps_overlaps_doubles_and_losses_are_found() {
     ingest(&test.lake, 8, 10, 2, &[8]).await;
     ingest(&test.lake, 10, 11, 1, &[99]).await;
     expect_test::expect![[r#"
+        version 2 begins at offset 5, but the one before it, 1, ended at 3
+        version 3 begins at offset 6, but the one before it, 2, ended at 7
         version 4 says that it added 2 rows, but its files hold 1
         a row with offset 99 is in no range that a commit recorded
         offset 6 is there 2 times
-        version 2 begins at offset 5, but the one before it, 1, ended at 3
-        version 3 begins at offset 6, but the one before it, 2, ended at 7
         offsets 5..7 of version 2 should hold 2 rows, but 1 are there
         offsets 6..8 of version 3 should hold 2 rows, but 3 are there
         offsets 8..10 of version 4 should hold 2 rows, but 1 are there
