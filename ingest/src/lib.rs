@@ -14,6 +14,7 @@
 //! what the events are about.
 
 pub mod broker;
+mod columns;
 pub mod consume;
 pub mod decode;
 pub mod kafka;

@@ -69,10 +69,28 @@ pub enum FieldKind {
     Any,
 }
 
+impl FieldKind {
+    /// The word for it, in the settings and in the table's log.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::String => "string",
+            Self::Number => "number",
+            Self::Boolean => "boolean",
+            Self::Any => "any",
+        }
+    }
+}
+
 impl FieldSpec {
     /// A string field that lands in a column of the same name.
     pub fn string(name: &str) -> Self {
         Self { name: name.to_owned(), column: name.to_owned(), kind: FieldKind::String }
+    }
+
+    /// The field's column, which says what it is filled from.
+    pub(crate) fn arrow(&self) -> Field {
+        let kind = (KIND_NOTE.to_owned(), self.kind.code().to_owned());
+        Field::new(&self.column, DataType::Utf8, true).with_metadata([kind].into())
     }
 }
 
@@ -128,7 +146,7 @@ impl TopicSpec {
 
     /// The table for rows: the fields' columns, then where each row came from.
     pub fn rows_spec(&self) -> TableSpec {
-        let business = self.fields.iter().map(|field| Field::new(&field.column, DataType::Utf8, true));
+        let business = self.fields.iter().map(FieldSpec::arrow);
         let own = [
             Field::new("_rescued", DataType::Utf8, true),
             Field::new("_key", DataType::Utf8, true),
@@ -162,6 +180,9 @@ impl TopicSpec {
         ])
     }
 }
+
+/// Under this key the log of a table notes which kind a column was filled from: they are all text.
+pub(crate) const KIND_NOTE: &str = "lakebeat.kind";
 
 /// Columns that every table of rows has besides the fields' own.
 const OWN_COLUMNS: [&str; 9] = [

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::error::{ErrorKind, Result};
+use crate::evolve;
 use crate::file::DataFile;
 use crate::table::Table;
 
@@ -46,7 +47,7 @@ impl Table {
         let mut files = Vec::new();
         for commit in commits {
             let version = commit.version;
-            if commit.metadata.is_some() && version > 0 {
+            if commit.metadata.is_some() && version > 0 && !self.only_added_columns(version).await? {
                 let reason = format!("version {version} of {} changed its columns or settings", self.name());
                 return Ok(Changes::Rewritten { reason });
             }
@@ -62,5 +63,16 @@ impl Table {
             }
         }
         Ok(Changes::Appended { files })
+    }
+
+    /// Whether all that the new metadata of `version` did was to add columns: then no row says anything else than before.
+    async fn only_added_columns(&self, version: u64) -> Result<bool> {
+        let before = match self.at(version - 1).await {
+            Ok(before) => before,
+            Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
+            // Cleaned up: nobody can tell any more.
+            Err(_) => return Ok(false),
+        };
+        Ok(evolve::only_adds_columns(&before, self.at(version).await?.as_ref()))
     }
 }

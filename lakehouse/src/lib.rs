@@ -13,6 +13,7 @@ mod cleaning;
 mod clock;
 mod commit;
 mod error;
+mod evolve;
 mod file;
 mod format;
 mod ids;
@@ -45,7 +46,7 @@ pub use file::{DataFile, StagedFile};
 pub use ids::{Ids, RandomIds};
 pub use lake::Lake;
 pub use lease::{Lease, LeaseInfo};
-pub use log::{Commit, CommitEntry, LoggedFile, LoggedRemove, Operation};
+pub use log::{Commit, CommitEntry, LoggedFile, LoggedRemove, NewColumns, Operation};
 pub use name::TableName;
 pub use opaque::Opaque;
 pub use progress::{

@@ -31,6 +31,10 @@ pub enum Operation {
     Overwrite,
     /// Puts the same rows into fewer files.
     Optimize,
+    /// Adds columns, in which the rows of old are NULL.
+    AddColumns,
+    /// Changes what is noted about columns.
+    ChangeColumn,
 }
 
 impl Operation {
@@ -39,15 +43,16 @@ impl Operation {
             Self::CreateTable => "CREATE TABLE",
             Self::Write | Self::Overwrite => "WRITE",
             Self::Optimize => "OPTIMIZE",
+            Self::AddColumns => "ADD COLUMNS",
+            Self::ChangeColumn => "CHANGE COLUMN",
         }
     }
 
     fn parameters(self) -> Map<String, Value> {
         let mode = match self {
-            Self::CreateTable => return Map::new(),
             Self::Write => "Append",
             Self::Overwrite => "Overwrite",
-            Self::Optimize => return Map::new(),
+            Self::CreateTable | Self::Optimize | Self::AddColumns | Self::ChangeColumn => return Map::new(),
         };
         Map::from_iter([("mode".to_owned(), Value::from(mode))])
     }
@@ -73,12 +78,25 @@ pub struct Commit {
     pub transactions: BTreeMap<String, i64>,
     /// What else is worth recording; it lands in `commitInfo` under `lakebeat`.
     pub info: Map<String, Value>,
+    /// The columns that the table has from here on, where they change.
+    pub columns: Option<NewColumns>,
 }
+
+/// Columns that go with a commit. Only this crate makes such commits.
+#[derive(Debug, Clone)]
+pub struct NewColumns(pub(crate) Metadata);
 
 impl Commit {
     /// An empty commit of that kind.
     pub fn new(operation: Operation) -> Self {
-        Self { operation, adds: Vec::new(), removes: Vec::new(), transactions: BTreeMap::new(), info: Map::new() }
+        Self {
+            operation,
+            adds: Vec::new(),
+            removes: Vec::new(),
+            transactions: BTreeMap::new(),
+            info: Map::new(),
+            columns: None,
+        }
     }
 }
 
@@ -140,6 +158,7 @@ pub(crate) fn encode(commit: &Commit, id: Uuid, read_version: Option<u64>, now: 
     let change = commit.operation.data_change();
     let now_millis = now.timestamp_millis();
     let mut actions = vec![Action::CommitInfo(commit_info(commit, id, read_version, now_millis))];
+    actions.extend(commit.columns.clone().map(|columns| Action::Metadata(columns.0)));
     actions.extend(commit.transactions.iter().map(|(app_id, version)| {
         Action::Txn(Transaction { app_id: app_id.clone(), version: *version, last_updated: Some(now_millis) })
     }));

@@ -61,9 +61,7 @@ pub(crate) fn creation(name: &TableName, spec: &TableSpec) -> Result<(Metadata, 
 
 /// The Arrow schema that a table's metadata describes.
 pub(crate) fn arrow_schema(name: &TableName, metadata: &Metadata) -> Result<SchemaRef> {
-    let schema = metadata
-        .parse_schema()
-        .map_err(|source| Error::kernel(format!("the schema of {name} in its log is damaged"), source))?;
+    let schema = metadata.parse_schema().map_err(|source| damaged(name, source))?;
     let schema: arrow::datatypes::Schema = (&schema).try_into_arrow().map_err(|source| {
         Error::with_source(ErrorKind::BadData, format!("the schema of {name} has a type that Arrow has not"), source)
     })?;
@@ -105,13 +103,7 @@ pub(crate) fn check_same(name: &TableName, existing: &SchemaRef, wanted: &TableS
             Error::new(ErrorKind::BadConfig, message)
         })?;
         if found.data_type() != field.data_type() {
-            let message = format!(
-                "column {} of {name} is {} in the lake and {} in the settings: change the settings, or name another table",
-                field.name(),
-                found.data_type(),
-                field.data_type()
-            );
-            return Err(Error::new(ErrorKind::BadConfig, message));
+            return Err(type_differs(name, field.name(), found.data_type(), field.data_type()));
         }
     }
     for field in existing.fields() {
@@ -123,9 +115,23 @@ pub(crate) fn check_same(name: &TableName, existing: &SchemaRef, wanted: &TableS
     Ok(())
 }
 
+/// The error for a column that is there with another type than its writer is about to write.
+pub(crate) fn type_differs(name: &TableName, column: &str, found: &DataType, wanted: &DataType) -> Error {
+    let message = format!(
+        "column {column} of {name} is {found} in the lake and {wanted} in the settings: change the settings, or name \
+         another table"
+    );
+    Error::new(ErrorKind::BadConfig, message)
+}
+
+/// The error for metadata whose columns cannot be read.
+pub(crate) fn damaged(name: &TableName, source: buoyant_kernel::Error) -> Error {
+    Error::kernel(format!("the schema of {name} in its log is damaged"), source)
+}
+
 /// Delta knows one width and one unit where Arrow knows many; a table that silently came back with other types than it was
 /// made with would not compare equal, so only the types that survive the way there and back are taken.
-fn check_type(name: &TableName, column: &str, data_type: &DataType) -> Result<()> {
+pub(crate) fn check_type(name: &TableName, column: &str, data_type: &DataType) -> Result<()> {
     let survives = match data_type {
         DataType::Boolean
         | DataType::Int8

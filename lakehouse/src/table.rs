@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use deltalake_core::kernel::MetadataExt as _;
+use deltalake_core::kernel::{Metadata, MetadataExt as _};
 use deltalake_core::logstore::{CommitOrBytes, LogStore, LogStoreRef};
 use object_store::ObjectStore;
 use tokio::sync::Mutex;
@@ -70,6 +70,14 @@ impl Table {
         let mut known = self.inner.known.lock().await;
         self.inner.advance(&mut known).await?;
         Ok(known.newest())
+    }
+
+    /// The newest version, and all that its log says of its columns.
+    pub(crate) async fn head_and_metadata(&self) -> Result<(Arc<TableVersion>, Metadata)> {
+        let mut known = self.inner.known.lock().await;
+        self.inner.advance(&mut known).await?;
+        let head = known.head.as_ref().expect("a head was just loaded");
+        Ok((known.newest(), head.metadata().clone()))
     }
 
     /// Whether the table is there, be it one that can be read or not.

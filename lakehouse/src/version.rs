@@ -10,6 +10,7 @@ use deltalake_core::logstore::LogStore;
 use futures::TryStreamExt as _;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::evolve::{self, Notes};
 use crate::file::DataFile;
 use crate::log::{CommitEntry, unsupported};
 use crate::name::TableName;
@@ -32,6 +33,8 @@ pub struct TableVersion {
     pub properties: BTreeMap<String, String>,
     /// The live files, in the order of their paths.
     pub files: Arc<[Arc<DataFile>]>,
+    /// What is noted about columns: by column, then by key.
+    pub notes: Arc<BTreeMap<String, BTreeMap<String, String>>>,
 }
 
 impl TableVersion {
@@ -43,6 +46,9 @@ impl TableVersion {
     /// Whether it has a column of that name.
     pub fn has_column(&self, name: &str) -> bool {
         self.schema.field_with_name(name).is_ok()
+    /// What is noted about a column under that key, see [`crate::Table::add_columns`].
+    pub fn note(&self, column: &str, key: &str) -> Option<&str> {
+        self.notes.get(column)?.get(key).map(String::as_str)
     }
 
     /// The size of the live files.
@@ -58,6 +64,7 @@ pub(crate) struct Head {
     version: u64,
     metadata: Metadata,
     schema: SchemaRef,
+    notes: Arc<Notes>,
     /// The live files by path.
     files: BTreeMap<String, Arc<DataFile>>,
     /// Ledger entries that moved since this state was first loaded.
@@ -90,6 +97,7 @@ impl Head {
             name: name.clone(),
             version: snapshot.version(),
             schema: schema::arrow_schema(name, snapshot.metadata())?,
+            notes: Arc::new(evolve::notes(name, snapshot.metadata())?),
             metadata: snapshot.metadata().clone(),
             files,
             transactions: BTreeMap::new(),
@@ -101,11 +109,16 @@ impl Head {
         self.version
     }
 
+    pub(crate) fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
     /// Moves on by the entry right after this version.
     pub(crate) fn advance(&mut self, entry: CommitEntry) -> Result<()> {
         debug_assert_eq!(entry.version, self.version + 1);
         if let Some(metadata) = entry.metadata {
             self.schema = schema::arrow_schema(&self.name, &metadata)?;
+            self.notes = Arc::new(evolve::notes(&self.name, &metadata)?);
             self.metadata = metadata;
         }
         if let Some(protocol) = &entry.protocol {
@@ -143,6 +156,7 @@ impl Head {
             partition_columns: self.metadata.partition_columns().to_vec(),
             properties: self.metadata.configuration().clone().into_iter().collect(),
             files: self.files.values().cloned().collect(),
+            notes: self.notes.clone(),
         }
     }
 }

@@ -185,6 +185,7 @@ mod tests {
             partition_columns: Vec::new(),
             properties: BTreeMap::new(),
             files: Arc::new([]),
+            notes: Arc::default(),
         };
         (name, Arc::new(table))
     }

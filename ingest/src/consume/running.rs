@@ -297,7 +297,11 @@ impl Consuming {
                 Ok(())
             }
             Ok(Written::Lost { table, winner }) => {
-                tracing::info!(table, winner, "another process commits the same partitions; reading the ledger again");
+                tracing::info!(
+                    table,
+                    winner,
+                    "another commit was first: of the same partitions, or of new columns; reading the ledger again"
+                );
                 self.totals.lost += 1;
                 self.forget();
                 // Two that read the same partitions would otherwise lose to each other by turns at full speed.

@@ -41,6 +41,7 @@ pub(super) async fn find(sink: &Sink, broker: &dyn Broker, partitions: &BTreeSet
     // that we don't know of.
     let letters = sink.letters.ledger(&app_ids).await?;
     let bronze = sink.bronze.ledger(&app_ids).await?;
+    sink.look_at_columns().await?;
     let entry = |entries: &BTreeMap<String, i64>, partition| entries.get(&ingest_app_id(topic, partition)).copied();
     let watermarks = broker.watermarks(topic, partitions).await?;
 

@@ -4,7 +4,7 @@
 //! is a stale owner: nothing is repeated, the batch is dropped and its messages are read again from the new ledger.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use lakehouse::{
     Commit, ConsumedRange, INGEST_KEY, IngestInfo, Lake, Operation, Outcome, SessionFactory, StageOptions, Table,
@@ -13,6 +13,7 @@ use lakehouse::{
 
 use super::commit::Committer;
 use super::intake::Range;
+use crate::columns;
 use crate::decode::{self, Decoded, Decoder, Recorded};
 use crate::records::Records;
 use crate::topic::TopicSpec;
@@ -26,8 +27,9 @@ pub(super) struct Sink {
     pub(super) sessions: SessionFactory,
     /// What the broker calls its cluster; empty if it does not tell.
     cluster_id: String,
-    /// Only the columns of these two count; any version has the same.
-    bronze_columns: Arc<TableVersion>,
+    /// Only the columns of it count. Others may add some, which is seen with the next look at the ledger.
+    bronze_columns: Mutex<Arc<TableVersion>>,
+    /// The same of the dead letters, whose columns are the same in any version.
     letter_columns: Arc<TableVersion>,
     decoder: Box<dyn Decoder>,
     clock: Arc<dyn lakehouse::Clock>,
@@ -74,7 +76,7 @@ impl Sink {
         let bronze = lake.table(&topic.table);
         let letters = lake.table(&topic.dead_letters);
         Ok(Self {
-            bronze_columns: bronze.ensure(&topic.rows_spec()).await?,
+            bronze_columns: Mutex::new(columns::prepare(&bronze, topic).await?),
             letter_columns: letters.ensure(&topic.letters_spec()).await?,
             topic: topic.clone(),
             bronze,
@@ -85,6 +87,14 @@ impl Sink {
             clock: lake.clock().clone(),
             committer,
         })
+    }
+
+    /// Goes by the columns that the table of rows has now. To be called after its ledger was read: a batch that is bound to
+    /// that ledger then either fits the columns, or loses to the commit that changed them since.
+    pub(super) async fn look_at_columns(&self) -> Result<()> {
+        let newest = columns::prepare(&self.bronze, &self.topic).await?;
+        *self.bronze_columns.lock().expect("no holder of this lock panics") = newest;
+        Ok(())
     }
 }
 
@@ -161,7 +171,8 @@ impl Sink {
         let mut commit = Commit::new(Operation::Write);
         if !decoded.rows.is_empty() {
             let options = StageOptions::default();
-            commit.adds = self.bronze.stage_batches(&self.bronze_columns, decoded.rows, &options).await?;
+            let columns = self.bronze_columns.lock().expect("no holder of this lock panics").clone();
+            commit.adds = self.bronze.stage_batches(&columns, decoded.rows, &options).await?;
         }
         let entry = |range: &ConsumedRange| (ingest_app_id(&self.topic.name, range.partition), range.to);
         commit.transactions = consumed.iter().map(entry).collect();

@@ -1,6 +1,7 @@
 //! Tests of the lake as its users see it, in memory, on disk and in a bucket.
 
 mod cleaning;
+mod evolve;
 mod faulty;
 mod publication;
 mod storage;

@@ -1,9 +1,10 @@
 //! What a refresh does and does not do.
 
+use arrow::datatypes::{DataType, Field};
 use expect_test::expect;
 use transforms::{ModelStatus, Options, Project, RefreshKind, RefreshMode};
 
-use crate::lake::{Event, append, head, newest, open, store};
+use crate::lake::{Event, append, bronze, head, newest, open, store};
 use crate::oracle::Tables;
 
 #[tokio::test]
@@ -53,6 +54,32 @@ async fn only_new_rows_are_read_and_a_late_first_copy_takes_the_place() {
         assert_eq!((run.refresh, run.rows_read, run.rows_written), (Some(kind), rows, written), "{run}");
         assert_eq!(Tables::at_heads(&lake).await, Tables::expected(&all));
     }
+}
+
+#[tokio::test]
+async fn a_column_that_comes_to_the_source_makes_nothing_anew() {
+    let store = store();
+    let lake = open(&store).await;
+    let project = Project::bundled();
+    let mut all: Vec<Event> = (0..30).map(|id| Event::new(id, 100, 0, i64::from(id))).collect();
+    append(&lake, &all).await;
+    transforms::build(&lake, &project, &Options::default()).await.expect("the build runs");
+    let publication = newest(&lake).await;
+    let added = [Field::new("more", DataType::Utf8, true)];
+    bronze(&lake).add_columns(&added).await.expect("added");
+    let report = transforms::build(&lake, &project, &Options::default()).await.expect("the build runs");
+    assert!(!report.changed(), "{report}");
+    assert_eq!(newest(&lake).await, publication);
+
+    let new = [Event::new(40, 200, 0, 30), Event::new(3, 300, 0, 31)];
+    append(&lake, &new).await;
+    all.extend(new);
+    // Another process than the one that saw the table before.
+    let lake = open(&store).await;
+    let report = transforms::build(&lake, &project, &Options::default()).await.expect("the build runs");
+    let silver = report.models.first().expect("silver comes first");
+    assert_eq!((silver.refresh, silver.rows_read, silver.rows_written), (Some(RefreshKind::Append), 2, 1), "{silver}");
+    assert_eq!(Tables::at_heads(&lake).await, Tables::expected(&all));
 }
 
 #[tokio::test]
