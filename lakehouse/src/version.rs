@@ -46,6 +46,8 @@ impl TableVersion {
     /// Whether it has a column of that name.
     pub fn has_column(&self, name: &str) -> bool {
         self.schema.field_with_name(name).is_ok()
+    }
+
     /// What is noted about a column under that key, see [`crate::Table::add_columns`].
     pub fn note(&self, column: &str, key: &str) -> Option<&str> {
         self.notes.get(column)?.get(key).map(String::as_str)
