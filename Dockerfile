@@ -2,9 +2,9 @@
 # compose.yml uses it for every one of its own services.
 
 FROM rust:1.95.0-slim-bookworm AS builder
-# librdkafka, SQLite, zstd and the TLS library are compiled from their sources.
+# librdkafka, SQLite, zstd and rustls' library are compiled from their sources; librdkafka's own TLS is OpenSSL's.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends g++ make pkg-config \
+    && apt-get install --yes --no-install-recommends g++ libssl-dev make pkg-config \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
 # This one, and not what rust-toolchain.toml adds to it for development.
@@ -15,7 +15,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
 
 FROM debian:bookworm-slim
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends ca-certificates \
+    && apt-get install --yes --no-install-recommends ca-certificates libssl3 \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --uid 10001 --user-group --home-dir /var/lib/lakebeat --create-home lakebeat
 COPY --from=builder /usr/local/bin/lakebeat /usr/local/bin/lakebeat

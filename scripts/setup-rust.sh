@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# What the program itself is built with: a C tool chain (librdkafka, SQLite, zstd and the TLS library are compiled from
-# their sources) and the Rust tool chain that rust-toolchain.toml pins. Nothing else is needed for `make up`.
+# What the program itself is built with: a C tool chain (librdkafka, SQLite, zstd and rustls' library are compiled from
+# their sources), OpenSSL's headers for librdkafka's TLS and logins, and the Rust tool chain that rust-toolchain.toml pins.
+# Nothing else is needed for `make up`.
 source "$(dirname "$0")/lib.sh"
 lock rust
 
 missing=()
 have gcc && have g++ && have make || missing+=(build-essential)
 have pkg-config || missing+=(pkg-config)
+have pkg-config && pkg-config --exists libssl || missing+=(libssl-dev)
 have curl || missing+=(curl ca-certificates)
 have git || missing+=(git)
 have rsync || missing+=(rsync)

@@ -110,7 +110,7 @@ pub(crate) struct Kafka {
     /// Kafka brokers, host:port, several with commas
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) brokers: Option<String>,
-    /// Topic [default: spotify_events]
+    /// Topic [default: all of [[topics]], or spotify_events]
     #[arg(long, value_name = "NAME")]
     pub(crate) topic: Option<String>,
 }

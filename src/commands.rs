@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use arrow::util::pretty::pretty_format_batches;
 use futures::TryStreamExt as _;
+use ingest::topic::TopicSpec;
 use ingest::{broker, consume, simulate};
 use lakehouse::{ErrorKind, Lake, SystemClock};
 use serde::Serialize;
@@ -20,7 +21,7 @@ use crate::cli::{self, Cli, Command, Ingest, IngestAction};
 use crate::output::{self, Fault};
 use crate::pipeline::{self, Parts, Simulator};
 use crate::settings::Settings;
-use crate::stop;
+use crate::{stop, topics};
 
 /// Runs the command.
 pub(crate) async fn run(cli: Cli, settings: Settings) -> anyhow::Result<()> {
@@ -57,6 +58,10 @@ pub(crate) async fn run(cli: Cli, settings: Settings) -> anyhow::Result<()> {
 
 async fn up(up: cli::Up, settings: &Settings) -> anyhow::Result<()> {
     let simulator = if up.no_simulate { Simulator::Off } else { Simulator::On };
+    if up.rate.is_some() {
+        // Somebody wants events, so that there are none is not passed over.
+        simulated_topic(settings)?;
+    }
     let parts = Parts { simulator, project: project(up.project.as_deref())? };
     pipeline::up(settings, parts, stop::on_signal()?).await
 }
@@ -83,7 +88,8 @@ fn brokers(settings: &Settings) -> String {
 async fn simulate(simulate: cli::Simulate, settings: &Settings) -> anyhow::Result<()> {
     let token = stop::on_signal()?;
     let brokers = brokers(settings);
-    let topic_made = ingest::kafka::ensure_topic(&brokers, &settings.topic, &settings.kafka_properties);
+    let topic = simulated_topic(settings)?;
+    let topic_made = ingest::kafka::ensure_topic(&brokers, topic, &settings.kafka_properties);
     let Some(()) = token.run_until_cancelled(topic_made).await.transpose()? else { return Ok(()) };
     let options = simulate::Options {
         properties: settings.kafka_properties.clone(),
@@ -93,7 +99,7 @@ async fn simulate(simulate: cli::Simulate, settings: &Settings) -> anyhow::Resul
         seed: simulate.seed,
         dirty: simulate.dirty,
         log: simulate.log,
-        ..simulate::Options::new(brokers, &settings.topic.name)
+        ..simulate::Options::new(brokers, &topic.name)
     };
     let report = simulate::run(options, Arc::new(SystemClock), token).await?;
     output::result(&report, settings.json)?;
@@ -101,6 +107,18 @@ async fn simulate(simulate: cli::Simulate, settings: &Settings) -> anyhow::Resul
         0 => Ok(()),
         failed => Err(Fault::unreachable(format!("{failed} messages were not confirmed by the broker")).into()),
     }
+}
+
+/// The topic to produce to. Events that it has no fields for would be nothing but noise in it.
+fn simulated_topic(settings: &Settings) -> anyhow::Result<&TopicSpec> {
+    topics::simulated(&settings.topics).ok_or_else(|| {
+        let names = settings.topics.iter().map(|topic| topic.name.as_str()).collect::<Vec<_>>().join(", ");
+        let message = format!(
+            "simulated events fit none of the topics {names}: they are listening events, for a topic with the fields of the \
+             bundled one; name such a topic with --topic"
+        );
+        Fault::usage(message).into()
+    })
 }
 
 /// Opens the lake for what runs until it is stopped. `None` if that came while a store was waited for.
@@ -111,19 +129,27 @@ async fn open_lake_until(token: &CancellationToken, settings: &Settings) -> anyh
 async fn ingest(ingest: Ingest, settings: &Settings) -> anyhow::Result<()> {
     let token = stop::on_signal()?;
     let Some(lake) = open_lake_until(&token, settings).await? else { return Ok(()) };
-    let mut options = pipeline::ingest_options(settings, &brokers(settings));
+    let mut options = topics::ingest_options(settings, &brokers(settings));
     if ingest.until_end {
-        options.stop = consume::Stop::AtEnd;
+        options.iter_mut().for_each(|options| options.stop = consume::Stop::AtEnd);
     }
-    let (progress, _) = watch::channel(consume::Progress::default());
-    let summary = consume::run(&lake, options, progress, token).await?;
+    if let [_] = options.as_slice() {
+        let (progress, _) = watch::channel(consume::Progress::default());
+        let summary = consume::run(&lake, options.remove(0), progress, token).await?;
+        return if settings.json { output::print_json(&summary) } else { output::print(&told(&summary)) };
+    }
+    let summaries = topics::run_all(&lake, options, token).await?;
     if settings.json {
-        return output::print_json(&summary);
+        return output::print_json(&serde_json::json!({ "topics": summaries }));
     }
-    output::print(&format!(
+    summaries.iter().try_for_each(|(topic, summary)| output::print(&format!("{topic}: {}", told(summary))))
+}
+
+fn told(summary: &consume::Summary) -> String {
+    format!(
         "{} rows, {} dead letters, {} holes in {} commits; next offsets {:?}",
         summary.rows, summary.dead_letters, summary.holes, summary.commits, summary.next_offsets
-    ))
+    )
 }
 
 async fn reset(reset: cli::Reset, settings: &Settings) -> anyhow::Result<()> {
@@ -131,7 +157,7 @@ async fn reset(reset: cli::Reset, settings: &Settings) -> anyhow::Result<()> {
     let options = consume::ResetOptions {
         brokers: brokers(settings),
         properties: settings.kafka_properties.clone(),
-        topic: settings.topic.clone(),
+        topic: topics::only(settings)?.clone(),
         partitions: reset.partition.into_iter().collect(),
         to: reset.to,
     };

@@ -8,6 +8,7 @@ mod pipeline;
 mod settings;
 mod status;
 mod stop;
+mod topics;
 
 use std::process::ExitCode;
 

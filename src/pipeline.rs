@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use flight_server::console::IngestNow;
 use ingest::{broker, consume, kafka, simulate};
 use lakehouse::{Cleaner, Lake, SessionOptions, SystemClock};
 use tokio::net::TcpListener;
@@ -24,6 +23,7 @@ use transforms::Project;
 use crate::output::Fault;
 use crate::settings::{Ports, Settings};
 use crate::status::{self, Addresses};
+use crate::topics::{self, Watched};
 
 /// What drains has this long; the process ends within five seconds of a signal.
 const DRAIN_MAX: Duration = Duration::from_secs(4);
@@ -46,10 +46,11 @@ pub(crate) enum Simulator {
 }
 
 /// The tasks, each with its name for messages.
-type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
+type Tasks = JoinSet<(String, anyhow::Result<()>)>;
 
 /// Runs everything until the token is cancelled or something fails.
 pub(crate) async fn up(settings: &Settings, parts: Parts, stop: CancellationToken) -> anyhow::Result<()> {
+    check_security(settings)?;
     // Ports first: a taken one must not leave half a pipeline behind.
     let listeners = bind_doors(&settings.ports).await?;
     let Some(lake) = stop.run_until_cancelled(open_lake(settings)).await.transpose()? else { return Ok(()) };
@@ -60,8 +61,8 @@ pub(crate) async fn up(settings: &Settings, parts: Parts, stop: CancellationToke
         Some(brokers) => brokers.clone(),
         None => start_broker(settings, &mut tasks, broker_stop.clone()).await?,
     };
-    let topic_made = kafka::ensure_topic(&brokers, &settings.topic, &settings.kafka_properties);
-    let Some(()) = stop.run_until_cancelled(topic_made).await.transpose()? else {
+    let topics_made = make_topics(settings, &brokers);
+    let Some(()) = stop.run_until_cancelled(topics_made).await.transpose()? else {
         return supervise(tasks, work, broker_stop).await;
     };
 
@@ -72,13 +73,17 @@ pub(crate) async fn up(settings: &Settings, parts: Parts, stop: CancellationToke
         console: listeners.console.local_addr()?,
         lake: lake.url().to_string(),
     };
-    let (progress, shown) = watch::channel(consume::Progress::default());
     if parts.simulator == Simulator::On {
         start_simulator(settings, &brokers, &mut tasks, work.clone());
     }
-    start_ingest(settings, &lake, &brokers, progress, &mut tasks, work.clone());
+    let shown = start_ingest(settings, &lake, &brokers, &mut tasks, work.clone());
     start_transforms(settings, &lake, parts.project, &mut tasks, work.clone());
-    let known = relay(shown.clone(), settings.topic.name.clone(), &mut tasks, work.clone());
+    let (told, known) = watch::channel(Vec::new());
+    let relaying = topics::relay(shown.clone(), told, work.clone());
+    tasks.spawn(named("telling the doors", async move {
+        relaying.await;
+        Ok(())
+    }));
     let doors = flight_server::Options { ingest: Some(known), ..door_options(settings) };
     start_doors(&lake, listeners, doors, &mut tasks, work.clone());
     start_cleaner(&lake, &mut tasks, work.clone());
@@ -123,18 +128,33 @@ async fn supervise(mut tasks: Tasks, work: CancellationToken, broker_stop: Cance
     first_error.map_or(Ok(()), Err)
 }
 
-fn outcome(ended: Result<(&'static str, anyhow::Result<()>), tokio::task::JoinError>) -> anyhow::Result<()> {
+fn outcome(ended: Result<(String, anyhow::Result<()>), tokio::task::JoinError>) -> anyhow::Result<()> {
     match ended {
         Ok((name, result)) => result.with_context(|| format!("{name} stopped")),
         Err(panic) => Err(Fault::found(format!("a part of the program broke: {panic}")).into()),
     }
 }
 
-async fn named(
-    name: &'static str,
-    task: impl Future<Output = anyhow::Result<()>>,
-) -> (&'static str, anyhow::Result<()>) {
-    (name, task.await)
+async fn named(name: &str, task: impl Future<Output = anyhow::Result<()>>) -> (String, anyhow::Result<()>) {
+    (name.to_owned(), task.await)
+}
+
+/// The embedded broker has neither TLS nor a login, and who asks for them must not be served without.
+fn check_security(settings: &Settings) -> anyhow::Result<()> {
+    if settings.brokers.is_some() || !settings.kafka_properties.asks_for_security() {
+        return Ok(());
+    }
+    let message = "KAFKA_SECURITY_PROTOCOL (security.protocol in [kafka.properties]) asks for a broker with TLS or a login, \
+                   which the embedded one has not: name yours with --brokers, or take the setting out";
+    Err(Fault::usage(message).into())
+}
+
+/// Makes the topics that are missing.
+async fn make_topics(settings: &Settings, brokers: &str) -> anyhow::Result<()> {
+    for topic in &settings.topics {
+        kafka::ensure_topic(brokers, topic, &settings.kafka_properties).await?;
+    }
+    Ok(())
 }
 
 /// Opens the lake, with the limits that queries have on it.
@@ -168,12 +188,22 @@ pub(crate) fn broker_options(settings: &Settings) -> broker::Options {
     broker::Options::new(listen, settings.data_dir.join("broker"))
 }
 
+/// Simulated events go to the topic that they fit, and to no other.
 fn start_simulator(settings: &Settings, brokers: &str, tasks: &mut Tasks, stop: CancellationToken) {
+    let Some(topic) = topics::simulated(&settings.topics) else {
+        let names = settings.topics.iter().map(|topic| topic.name.as_str()).collect::<Vec<_>>().join(", ");
+        tracing::warn!(
+            topics = names,
+            "nothing is simulated: listening events, which the simulator makes, fit none of the topics; produce to them \
+             yourself, and say so with --no-simulate"
+        );
+        return;
+    };
     let options = simulate::Options {
         properties: settings.kafka_properties.clone(),
         rate: settings.rate,
         users: settings.users,
-        ..simulate::Options::new(brokers, &settings.topic.name)
+        ..simulate::Options::new(brokers, &topic.name)
     };
     tasks.spawn(named("the simulator", async {
         simulate::run(options, Arc::new(SystemClock), stop).await?;
@@ -181,35 +211,24 @@ fn start_simulator(settings: &Settings, brokers: &str, tasks: &mut Tasks, stop: 
     }));
 }
 
-/// What ingest is started with, whoever starts it.
-pub(crate) fn ingest_options(settings: &Settings, brokers: &str) -> consume::Options {
-    let options = consume::Options::new(brokers, settings.topic.clone());
-    let sharing = if settings.group.is_some() { consume::Sharing::Group } else { consume::Sharing::Alone };
-    consume::Options {
-        group: settings.group.clone().unwrap_or_else(|| options.group.clone()),
-        sharing,
-        flush_interval: settings.flush_interval,
-        flush_rows: settings.flush_rows,
-        flush_bytes: settings.flush_bytes,
-        accepted_gaps: settings.accepted_gaps.clone(),
-        properties: settings.kafka_properties.clone(),
-        ..options
-    }
-}
-
 fn start_ingest(
     settings: &Settings,
     lake: &Lake,
     brokers: &str,
-    progress: watch::Sender<consume::Progress>,
     tasks: &mut Tasks,
     stop: CancellationToken,
-) {
-    let (lake, options) = (lake.clone(), ingest_options(settings, brokers));
-    tasks.spawn(named("ingest", async move {
-        consume::run(&lake, options, progress, stop).await?;
-        Ok(())
-    }));
+) -> Vec<Watched> {
+    let mut shown = Vec::new();
+    for options in topics::ingest_options(settings, brokers) {
+        let (lake, stop, topic) = (lake.clone(), stop.clone(), options.topic.name.clone());
+        let (progress, watched) = watch::channel(consume::Progress::default());
+        shown.push(Watched { topic: topic.clone(), progress: watched });
+        tasks.spawn(async move {
+            let ended = consume::run(&lake, options, progress, stop).await;
+            (format!("ingest of topic {topic}"), ended.map(|_| ()).map_err(Into::into))
+        });
+    }
+    shown
 }
 
 fn start_transforms(settings: &Settings, lake: &Lake, project: Project, tasks: &mut Tasks, stop: CancellationToken) {
@@ -225,30 +244,6 @@ pub(crate) fn transform_options(settings: &Settings) -> transforms::Options {
     let mut options = transforms::Options::default();
     options.variables.environment = settings.environment.clone();
     options
-}
-
-/// Tells the doors what ingest knows, in their own words.
-fn relay(
-    mut progress: watch::Receiver<consume::Progress>,
-    topic: String,
-    tasks: &mut Tasks,
-    stop: CancellationToken,
-) -> watch::Receiver<IngestNow> {
-    let (known, told) = watch::channel(IngestNow::default());
-    tasks.spawn(named("telling the doors", async move {
-        // Ingest that has ended has nothing more to tell.
-        while let Some(Ok(())) = stop.run_until_cancelled(progress.changed()).await {
-            let progress = progress.borrow_and_update();
-            let ends = progress.partitions.iter().map(|(&partition, at)| (partition, at.end_offset));
-            known.send_replace(IngestNow {
-                topic: topic.clone(),
-                end_offsets: ends.collect(),
-                waiting_for: progress.waiting_for.clone(),
-            });
-        }
-        Ok(())
-    }));
-    told
 }
 
 fn start_doors(

@@ -1,6 +1,7 @@
 //! Settings: raw flags and layers in, plain values out. Nothing else in the program reads the environment or a file for them.
 
 mod dotenv;
+mod kafka;
 mod lake;
 mod layers;
 mod snowflake;
@@ -43,7 +44,7 @@ const FLUSH_BYTES: Setting = Setting { key: "ingest.flush_bytes", variables: &["
 const MEMORY_BYTES: Setting = Setting { key: "query.memory_bytes", variables: &["LAKEBEAT_QUERY_MEMORY_BYTES"] };
 const TIMEOUT_SECONDS: Setting =
     Setting { key: "query.timeout_seconds", variables: &["LAKEBEAT_QUERY_TIMEOUT_SECONDS"] };
-/// Every setting there is besides those of the lake and of Snowflake, so that an unknown name can be told.
+/// Every setting there is besides those of Kafka's security, of the lake and of Snowflake, so that an unknown name can be told.
 const ALL: &[&Setting] = &[
     &DATA_DIR,
     &LOG_LEVEL,
@@ -89,7 +90,8 @@ pub(crate) struct Settings {
     /// Brokers that somebody named; the embedded one otherwise.
     pub(crate) brokers: Option<String>,
     pub(crate) kafka_properties: Properties,
-    pub(crate) topic: TopicSpec,
+    /// One at least. Each has a name and a table of its own.
+    pub(crate) topics: Vec<TopicSpec>,
     /// A consumer group that somebody named.
     pub(crate) group: Option<String>,
     pub(crate) ports: Ports,
@@ -112,7 +114,8 @@ pub(crate) struct Settings {
 impl Settings {
     /// Reads everything that can set something, and refuses what is unknown or does not fit.
     pub(crate) fn read(cli: &Cli) -> anyhow::Result<Self> {
-        let known: Vec<&Setting> = ALL.iter().chain(lake::ALL).chain(snowflake::ALL).copied().collect();
+        let known: Vec<&Setting> =
+            ALL.iter().chain(kafka::ALL).chain(lake::ALL).chain(snowflake::ALL).copied().collect();
         let layers = Layers::read(cli.common.config.as_deref(), &known)?;
         let flags = CommandFlags::of(&cli.command);
         let data_dir: PathBuf = layers
@@ -128,8 +131,8 @@ impl Settings {
             storage,
             log_level: log_level.unwrap_or_else(|| default_log_level(&cli.command).to_owned()),
             brokers: layers.pick(("--brokers", flags.kafka.and_then(|kafka| kafka.brokers.as_ref())), &BROKERS)?,
-            kafka_properties: kafka_properties(&layers)?,
-            topic: topic(&layers, flags.topic.or(flags.kafka.and_then(|kafka| kafka.topic.as_ref())))?,
+            kafka_properties: kafka::properties(&layers)?,
+            topics: kafka::topics(&layers, flags.topic.or(flags.kafka.and_then(|kafka| kafka.topic.as_ref())))?,
             group: layers.pick(("--group", flags.group), &GROUP)?,
             ports: ports(&layers, &flags)?,
             rate: rate(&layers, flags.rate)?,
@@ -266,37 +269,4 @@ fn rate(layers: &Layers, flag: Option<&String>) -> anyhow::Result<f64> {
         return Ok(rate);
     }
     Err(Fault::usage(format!("the rate is {rate}: it is events a second, 0 for as fast as it goes")).into())
-}
-
-/// The topic: the one of `[[topics]]` that is named, the only one, or the bundled one under the name that is set.
-fn topic(layers: &Layers, flag: Option<&String>) -> anyhow::Result<TopicSpec> {
-    let name: Option<String> = layers.pick(("--topic", flag), &TOPIC)?;
-    let mut described: Vec<TopicSpec> = match layers.in_file("topics") {
-        Some(value) => value.clone().try_into().map_err(|error: toml::de::Error| {
-            Fault::usage(format!("[[topics]] in {}: {}", layers.file_name(), error.message()))
-        })?,
-        None => Vec::new(),
-    };
-    let chosen = match name {
-        Some(name) => {
-            described.iter().position(|topic| topic.name == name).map(|at| described.swap_remove(at)).or_else(|| {
-                // Another name for the bundled topic, as the replaced pipeline's settings give it.
-                described.is_empty().then(|| TopicSpec { name, ..TopicSpec::spotify() })
-            })
-        }
-        None if described.len() > 1 => None,
-        None => Some(described.pop().unwrap_or_else(TopicSpec::spotify)),
-    };
-    let topic =
-        chosen.ok_or_else(|| Fault::usage("which of the [[topics]]? name one that is described there with --topic"))?;
-    topic.check()?;
-    Ok(topic)
-}
-
-fn kafka_properties(layers: &Layers) -> anyhow::Result<Properties> {
-    let Some(value) = layers.in_file("kafka.properties") else { return Ok(Properties::new()) };
-    let table =
-        value.as_table().ok_or_else(|| Fault::usage("kafka.properties is not a table: write [kafka.properties]"))?;
-    let text = |value: &toml::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    Ok(table.iter().map(|(name, value)| (name.clone(), text(value))).collect())
 }

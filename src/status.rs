@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use ingest::consume::Progress;
 use lakehouse::{DEFAULT_GROUP, Lake};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::fmt::MakeWriter;
+
+use crate::topics::{self, Watched};
 
 /// The live line is drawn anew after this.
 const LINE_INTERVAL: Duration = Duration::from_secs(1);
@@ -50,11 +51,7 @@ pub(crate) fn banner(addresses: &Addresses) {
 }
 
 /// Shows how things go until the token is cancelled.
-pub(crate) async fn show(
-    lake: Lake,
-    progress: watch::Receiver<Progress>,
-    token: CancellationToken,
-) -> anyhow::Result<()> {
+pub(crate) async fn show(lake: Lake, topics: Vec<Watched>, token: CancellationToken) -> anyhow::Result<()> {
     let live = std::io::stderr().is_terminal();
     let mut ticks = tokio::time::interval(if live { LINE_INTERVAL } else { LOG_INTERVAL });
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -69,10 +66,10 @@ pub(crate) async fn show(
             }
             _ = ticks.tick() => {}
         }
-        let now = progress.borrow().clone();
+        let (now, each) = (topics::together(&topics), topics::apart(&topics));
         let gold = gold_age(&lake).await;
         if live {
-            draw(&now, &gold);
+            draw(&now, each.as_deref(), &gold);
         } else {
             tracing::info!(
                 events = now.events,
@@ -80,6 +77,7 @@ pub(crate) async fn show(
                 lag = now.lag,
                 dead_letters = now.dead_letters,
                 newest_gold = gold,
+                topics = each,
                 "running"
             );
         }
@@ -110,10 +108,11 @@ impl Write for WipedFirst {
     }
 }
 
-fn draw(now: &Progress, gold: &str) {
+fn draw(now: &Progress, each: Option<&str>, gold: &str) {
+    let each = each.map_or_else(String::new, |each| format!(" · {each}"));
     let waiting = now.waiting_for.as_ref().map_or_else(String::new, |what| format!(" · waiting for {what}"));
     let line = format!(
-        "{:.0} events/s · {} events · lag {} · {} dead letters · newest gold {gold}{waiting}",
+        "{:.0} events/s · {} events · lag {} · {} dead letters · newest gold {gold}{each}{waiting}",
         now.events_per_second, now.events, now.lag, now.dead_letters
     );
     let mut stderr = std::io::stderr();

@@ -53,7 +53,7 @@ pub struct Addresses {
     pub console: SocketAddr,
 }
 
-/// What the ingest of the same process knows that is not in the lake yet.
+/// What the ingest of one topic, in the same process, knows that is not in the lake yet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IngestNow {
     /// The topic that it reads.
@@ -74,7 +74,7 @@ struct Shared {
     engine: QueryEngine,
     addresses: Addresses,
     host_check: HostCheck,
-    ingest: Option<watch::Receiver<IngestNow>>,
+    ingest: Option<watch::Receiver<Vec<IngestNow>>>,
     status: status::Cache,
     dashboard: dashboard::Cache,
 }
@@ -82,7 +82,7 @@ struct Shared {
 impl State {
     /// A console over this query path. On a loopback address it answers to names of this machine alone. Without an `ingest`
     /// in the same process, lag is what the last commits recorded.
-    pub fn new(engine: QueryEngine, addresses: Addresses, ingest: Option<watch::Receiver<IngestNow>>) -> Self {
+    pub fn new(engine: QueryEngine, addresses: Addresses, ingest: Option<watch::Receiver<Vec<IngestNow>>>) -> Self {
         let is_loopback = addresses.console.ip().is_loopback();
         let host_check = if is_loopback { HostCheck::LoopbackNames } else { HostCheck::AnyName };
         let shared = Shared {

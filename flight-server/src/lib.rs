@@ -45,8 +45,8 @@ pub struct Options {
     pub exposure: Exposure,
     /// Connections at once on one door. The next one is told that there are too many.
     pub connections_max: usize,
-    /// What the ingest of the same process knows, if there is one.
-    pub ingest: Option<watch::Receiver<console::IngestNow>>,
+    /// What the ingest of the same process knows of each of its topics, if there is one.
+    pub ingest: Option<watch::Receiver<Vec<console::IngestNow>>>,
 }
 
 impl Default for Options {

@@ -1,29 +1,38 @@
 //! What this crate asks of librdkafka besides messages: settings, topics, watermarks, and errors that say what to do.
 
 mod messages;
+mod properties;
+mod reasons;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::ClientContext;
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 use serde::Serialize;
 
+pub use properties::{Properties, READ_AHEAD, READ_AHEAD_KBYTES};
+pub(crate) use properties::{client_config, config_error, consumer_config, set_default};
+pub(crate) use reasons::log;
+
 use crate::consume::poll::Poller;
 use crate::consume::{Broker, Options, Source};
 use crate::topic::TopicSpec;
 use crate::{Error, ErrorKind, Result};
+use reasons::Reasons;
 
 /// How long a broker may take to answer a question before we say that it can't be reached.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// As long as nobody has answered yet we look after these times whether anybody ever will.
+const FIRST_ANSWER_TIMEOUTS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
 
 /// The same for a question that is asked each second anyway. Short, since a process that ends waits for it.
 const SMALL_TALK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -34,24 +43,8 @@ const COPIES_MAX: i32 = 3;
 /// How long a cluster may take to choose its leaders.
 const SETTLING_MAX: Duration = Duration::from_secs(15);
 const SETTLING_PAUSE: Duration = Duration::from_millis(200);
-
-/// Settings of librdkafka that exactly-once rests on, or that have a flag of their own: not for the user to set.
-const OWN_PROPERTIES: [&str; 11] = [
-    "auto.offset.reset",
-    "bootstrap.servers",
-    "enable.auto.commit",
-    "enable.auto.offset.store",
-    "enable.idempotence",
-    "enable.partition.eof",
-    "group.id",
-    "group.protocol",
-    "isolation.level",
-    "metadata.broker.list",
-    "partition.assignment.strategy",
-];
-
-/// Settings of librdkafka by name, from the user.
-pub type Properties = BTreeMap<String, String>;
+/// So many things that librdkafka has to say are taken in after each question.
+const EVENTS_AT_ONCE: usize = 64;
 
 /// A partition's first and next-to-be-written offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -99,8 +92,8 @@ pub async fn ensure_topic(brokers: &str, topic: &TopicSpec, properties: &Propert
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    let admin: AdminClient<Logging> = client_config(brokers, properties)?
-        .create_with_context(Logging)
+    let admin: AdminClient<Reasons> = client_config(brokers, properties)?
+        .create_with_context(Reasons::default())
         .map_err(|source| config_error("cannot make an admin client", source))?;
     let cluster = blocking(move || probe.check()).await?;
     let copies = i32::try_from(cluster.brokers.len()).unwrap_or(COPIES_MAX).clamp(1, COPIES_MAX);
@@ -180,23 +173,62 @@ impl Broker for Kafka {
 /// A connection for questions about topics and offsets; it reads no messages. Its calls block.
 pub(crate) struct Probe {
     brokers: String,
-    consumer: BaseConsumer<Logging>,
+    consumer: BaseConsumer<Reasons>,
+    reasons: Reasons,
+    /// Whether a broker has ever answered. Until then what is wrong is most likely wrong in the settings.
+    answered: AtomicBool,
 }
 
 impl Probe {
     pub(crate) fn new(brokers: &str, properties: &Properties) -> Result<Self> {
+        let reasons = Reasons::default();
         let consumer = client_config(brokers, properties)?
             .set("isolation.level", "read_committed")
-            .create_with_context(Logging)
+            .create_with_context(reasons.clone())
             .map_err(|source| config_error("cannot make a Kafka client", source))?;
-        Ok(Self { brokers: brokers.to_owned(), consumer })
+        Ok(Self { brokers: brokers.to_owned(), consumer, reasons, answered: AtomicBool::new(false) })
+    }
+
+    /// Asks something. The first time it gives up early where nobody will ever answer.
+    fn ask<T>(&self, question: impl Fn(Duration) -> KafkaResult<T>) -> KafkaResult<T> {
+        for timeout in FIRST_ANSWER_TIMEOUTS {
+            if self.answered.load(Ordering::Relaxed) {
+                break;
+            }
+            let answer = self.listen(question(timeout));
+            if answer.as_ref().err().is_none_or(is_answer) || self.reasons.hindrance(&self.brokers).is_some() {
+                return answer;
+            }
+        }
+        self.listen(question(REQUEST_TIMEOUT))
+    }
+
+    /// Takes in what librdkafka told us while it was asked. It waits for that to be fetched, and would keep all of it.
+    fn listen<T>(&self, answer: KafkaResult<T>) -> KafkaResult<T> {
+        for _ in 0..EVENTS_AT_ONCE {
+            let _ = self.consumer.poll(Duration::ZERO);
+        }
+        if answer.as_ref().err().is_none_or(is_answer) {
+            self.answered.store(true, Ordering::Relaxed);
+            self.reasons.clear();
+        }
+        answer
+    }
+
+    /// The error for a question without a good answer.
+    fn failed(&self, doing: &str, source: KafkaError) -> Error {
+        let never_answered = !self.answered.load(Ordering::Relaxed);
+        if let Some(error) = self.reasons.hindrance(&self.brokers).filter(|_| never_answered) {
+            return error;
+        }
+        let reason = self.reasons.newest().map_or_else(String::new, |reason| format!(" ({reason})"));
+        unavailable(&self.brokers, &format!("{doing}{reason}"), source)
     }
 
     fn check(&self) -> Result<BrokerCheck> {
         let metadata = self
-            .consumer
-            .fetch_metadata(None, REQUEST_TIMEOUT)
-            .map_err(|source| unavailable(&self.brokers, "cannot ask who is there", source))?;
+            .ask(|timeout| self.consumer.fetch_metadata(None, timeout))
+            .map_err(|source| self.failed("cannot ask who is there", source))?;
         Ok(BrokerCheck {
             cluster_id: self.cluster_id(),
             brokers: metadata.brokers().iter().map(|broker| format!("{}:{}", broker.host(), broker.port())).collect(),
@@ -223,13 +255,13 @@ impl Probe {
             )),
             Err(source) => {
                 let doing = format!("cannot ask for the partitions of topic {topic}");
-                Err(unavailable(&self.brokers, &doing, source))
+                Err(self.failed(&doing, source))
             }
         }
     }
 
     fn partitions_now(&self, topic: &str) -> KafkaResult<BTreeSet<i32>> {
-        let metadata = self.consumer.fetch_metadata(Some(topic), REQUEST_TIMEOUT)?;
+        let metadata = self.ask(|timeout| self.consumer.fetch_metadata(Some(topic), timeout))?;
         let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
             return Ok(BTreeSet::new());
         };
@@ -244,8 +276,8 @@ impl Probe {
         let until = Instant::now() + SETTLING_MAX;
         let one = |&partition: &i32| {
             let doing = format!("cannot ask for the offsets of topic {topic} partition {partition}");
-            let (low, high) = patiently(until, || self.consumer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT))
-                .map_err(|source| unavailable(&self.brokers, &doing, source))?;
+            let question = || self.ask(|timeout| self.consumer.fetch_watermarks(topic, partition, timeout));
+            let (low, high) = patiently(until, question).map_err(|source| self.failed(&doing, source))?;
             Ok((partition, Watermarks { low, high }))
         };
         partitions.iter().map(one).collect()
@@ -280,10 +312,8 @@ impl Probe {
             list.add_partition_offset(topic, partition, asked)
                 .map_err(|source| Error::with_source(ErrorKind::Bug, doing.clone(), source))?;
         }
-        let found = self
-            .consumer
-            .offsets_for_times(list, timeout)
-            .map_err(|source| unavailable(&self.brokers, &doing, source))?;
+        let found = self.listen(self.consumer.offsets_for_times(list, timeout));
+        let found = found.map_err(|source| self.failed(&doing, source))?;
         let known = found.elements().into_iter().filter_map(|element| match (element.error(), element.offset()) {
             (Ok(()), Offset::Offset(offset)) => Some((element.partition(), offset)),
             _ => None,
@@ -303,6 +333,13 @@ fn patiently<T>(until: Instant, ask: impl Fn() -> KafkaResult<T>) -> KafkaResult
             result => return result,
         }
     }
+}
+
+/// Whether somebody has answered, be it that there is no such thing.
+fn is_answer(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as Code;
+    let silence = [Code::OperationTimedOut, Code::BrokerTransportFailure, Code::AllBrokersDown, Code::Resolve];
+    !error.rdkafka_error_code().is_some_and(|code| silence.contains(&code))
 }
 
 fn is_settling(error: &KafkaError) -> bool {
@@ -334,87 +371,6 @@ fn check_brokers(brokers: &str) -> Result<()> {
     Ok(())
 }
 
-/// The settings that all our clients share.
-///
-/// # Errors
-/// `BadConfig` for a property that is ours to set, or an address that is none.
-pub(crate) fn client_config(brokers: &str, properties: &Properties) -> Result<ClientConfig> {
-    check_brokers(brokers)?;
-    let mut config = ClientConfig::new();
-    for (name, value) in properties {
-        if OWN_PROPERTIES.contains(&name.as_str()) {
-            let message = format!("the Kafka property {name} is set by Lakebeat itself: take it out of the settings");
-            return Err(Error::new(ErrorKind::BadConfig, message));
-        }
-        config.set(name, value);
-    }
-    config.set("bootstrap.servers", brokers);
-    // A user who connects to a port without a broker shall hear of it within seconds.
-    set_default(&mut config, properties, "client.id", "lakebeat");
-    set_default(&mut config, properties, "socket.connection.setup.timeout.ms", "5000");
-    set_default(&mut config, properties, "reconnect.backoff.max.ms", "2000");
-    config.set_log_level(RDKafkaLogLevel::Warning);
-    Ok(config)
-}
-
-/// The settings of the consumer that feeds the lake.
-pub(crate) fn consumer_config(brokers: &str, group: &str, properties: &Properties) -> Result<ClientConfig> {
-    let mut config = client_config(brokers, properties)?;
-    config
-        .set("group.id", group)
-        // The ledger in the Delta log is the truth about progress; Kafka's is told afterwards.
-        .set("enable.auto.commit", "false")
-        .set("enable.auto.offset.store", "false")
-        // An offset that is not there is a gap to report, never a reason to jump.
-        .set("auto.offset.reset", "error")
-        .set("isolation.level", "read_committed")
-        .set("enable.partition.eof", "true")
-        // Eager: a revocation names all partitions, so one drain hands over everything.
-        .set("partition.assignment.strategy", "range,roundrobin");
-    // A member that was killed keeps its partitions for this long; librdkafka's 45 s would be 45 s of stale tables.
-    set_default(&mut config, properties, "session.timeout.ms", "10000");
-    // librdkafka's own read-ahead of 64 MiB for each partition would be most of our memory.
-    set_default(&mut config, properties, "queued.max.messages.kbytes", "16384");
-    set_default(&mut config, properties, "queued.min.messages", "50000");
-    set_default(&mut config, properties, "fetch.wait.max.ms", "100");
-    // A partition whose read-ahead is full would not be fetched for a whole second, and runs dry long before.
-    set_default(&mut config, properties, "fetch.queue.backoff.ms", "10");
-    Ok(config)
-}
-
-pub(crate) fn set_default(config: &mut ClientConfig, properties: &Properties, name: &str, value: &str) {
-    if !properties.contains_key(name) {
-        config.set(name, value);
-    }
-}
-
-/// Passes what librdkafka logs on to our log.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Logging;
-
-impl ClientContext for Logging {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        log(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "librdkafka");
-    }
-}
-
-impl rdkafka::consumer::ConsumerContext for Logging {}
-
-/// librdkafka reports each lost connection as an error although it connects again by itself, so nothing here is one.
-pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
-    match level {
-        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
-            tracing::warn!(facility, message, "librdkafka");
-        }
-        RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => tracing::info!(facility, message, "librdkafka"),
-        _ => tracing::debug!(facility, message, "librdkafka"),
-    }
-}
-
 /// A broker does not answer, or answers with a fault.
 pub(crate) fn unavailable(brokers: &str, doing: &str, source: KafkaError) -> Error {
     let message = format!(
@@ -422,15 +378,6 @@ pub(crate) fn unavailable(brokers: &str, doing: &str, source: KafkaError) -> Err
          set --brokers or KAFKA_BOOTSTRAP_SERVERS)"
     );
     Error::with_source(ErrorKind::Unavailable, message, source)
-}
-
-/// librdkafka refuses a setting.
-pub(crate) fn config_error(doing: &str, source: KafkaError) -> Error {
-    let kind = match &source {
-        KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_) => ErrorKind::BadConfig,
-        _ => ErrorKind::Unavailable,
-    };
-    Error::with_source(kind, format!("{doing} (see the Kafka properties in the settings)"), source)
 }
 
 /// Runs a call that blocks away from the async threads.
@@ -446,22 +393,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn properties_that_exactly_once_rests_on_are_refused_by_name() {
-        let properties = Properties::from([("enable.auto.commit".to_owned(), "true".to_owned())]);
-        let error = client_config("localhost:9092", &properties).expect_err("auto commit would lose messages");
-        assert_eq!(error.kind(), ErrorKind::BadConfig);
-        assert!(error.to_string().contains("enable.auto.commit"), "{error}");
-    }
-
-    #[test]
-    fn a_user_may_tune_the_rest() {
-        let properties = Properties::from([("fetch.wait.max.ms".to_owned(), "7".to_owned())]);
-        let config = consumer_config("localhost:9092", "group", &properties).expect("a fine property");
-        assert_eq!(config.get("fetch.wait.max.ms"), Some("7"));
-        assert_eq!(config.get("enable.auto.commit"), Some("false"));
-    }
-
-    #[test]
     fn addresses_that_are_none_are_named() {
         for brokers in ["localhost:9092", "a:1, b:2", "kafka", "[::1]:9092", "[::1]", "PLAINTEXT://a:9092"] {
             assert!(check_brokers(brokers).is_ok(), "{brokers}");
@@ -474,7 +405,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_port_without_a_broker_is_unavailable_and_named() {
-        let properties = Properties::from([("socket.connection.setup.timeout.ms".to_owned(), "1000".to_owned())]);
+        let properties = Properties::from([("socket.connection.setup.timeout.ms", "1000")]);
         let probe = Arc::new(Probe::new("127.0.0.1:1", &properties).expect("the settings are fine"));
         let error = blocking(move || {
             probe

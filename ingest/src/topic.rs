@@ -137,11 +137,23 @@ impl TopicSpec {
                 return bad(format!("field \"{}\" is there twice", field.name));
             }
             let taken = before.iter().any(|other| other.column.eq_ignore_ascii_case(&field.column));
+            if field.column.is_empty() || field.column.contains(NOT_IN_A_COLUMN) {
+                return bad(format!(
+                    "column \"{}\" of field \"{}\" cannot be read by every engine: name one without blanks and ,;{{}}()=",
+                    field.column, field.name
+                ));
+            }
             if taken || OWN_COLUMNS.iter().any(|own| own.eq_ignore_ascii_case(&field.column)) {
                 return bad(format!("column \"{}\" of field \"{}\" is taken: name another", field.column, field.name));
             }
         }
         Ok(())
+    }
+
+    /// Whether messages of the bundled topic are messages of this one, as far as their fields' names tell.
+    pub fn takes_bundled_events(&self) -> bool {
+        let has = |wanted: &FieldSpec| self.fields.iter().any(|field| field.name == wanted.name);
+        Self::spotify().fields.iter().all(has)
     }
 
     /// The table for rows: the fields' columns, then where each row came from.
@@ -181,8 +193,43 @@ impl TopicSpec {
     }
 }
 
+/// Refuses topics that get in each other's way: of one name, or of one table. Dead letters may share theirs.
+///
+/// # Errors
+/// `BadConfig`, naming both topics, or what is wrong with one of them.
+pub fn check_all(topics: &[TopicSpec]) -> Result<()> {
+    for (index, topic) in topics.iter().enumerate() {
+        topic.check()?;
+        for other in &topics[..index] {
+            let (first, second) = (&other.name, &topic.name);
+            let message = if first == second {
+                format!("topic {first} is described twice: take one of the two out of [[topics]]")
+            } else if other.table == topic.table {
+                format!("topics {first} and {second} both go to {}: each needs a table of its own", topic.table)
+            } else if other.table == topic.dead_letters {
+                format!(
+                    "rows of topic {first} and dead letters of {second} both go to {}: name two tables",
+                    other.table
+                )
+            } else if other.dead_letters == topic.table {
+                format!(
+                    "dead letters of topic {first} and rows of {second} both go to {}: name two tables",
+                    topic.table
+                )
+            } else {
+                continue;
+            };
+            return Err(Error::new(ErrorKind::BadConfig, message));
+        }
+    }
+    Ok(())
+}
+
 /// Under this key the log of a table notes which kind a column was filled from: they are all text.
 pub(crate) const KIND_NOTE: &str = "lakebeat.kind";
+
+/// What Parquet readers of old take for their own in a column's name, and Spark refuses.
+const NOT_IN_A_COLUMN: [char; 10] = [' ', ',', ';', '{', '}', '(', ')', '\n', '\t', '='];
 
 /// Columns that every table of rows has besides the fields' own.
 const OWN_COLUMNS: [&str; 9] = [
@@ -255,7 +302,31 @@ mod tests {
         let mut topic = TopicSpec::spotify();
         topic.fields.push(FieldSpec { column: "other".to_owned(), ..FieldSpec::string("country") });
         assert!(topic.check().is_err());
+        let mut topic = TopicSpec::spotify();
+        topic.fields.push(FieldSpec { column: "a b".to_owned(), ..FieldSpec::string("spaced") });
+        let error = topic.check().expect_err("no column of Spark's").to_string();
+        assert!(error.contains("\"a b\"") && error.contains("\"spaced\""), "{error}");
         let spaced = TopicSpec { name: "a topic".to_owned(), ..TopicSpec::spotify() };
         assert!(spaced.check().is_err());
+    }
+
+    #[test]
+    fn topics_that_clash_are_refused_with_both_names() {
+        let plays = TopicSpec::spotify();
+        let table = |name: &str| TableName::new("bronze", name);
+        let orders = TopicSpec { name: "orders".to_owned(), table: table("orders"), ..plays.clone() };
+        check_all(&[plays.clone(), orders.clone()]).expect("they share the table of dead letters, and nothing else");
+        for (clashing, words) in [
+            (plays.clone(), ["spotify_events", "twice"]),
+            (TopicSpec { table: plays.table.clone(), ..orders.clone() }, ["spotify_events", "orders"]),
+            (
+                TopicSpec { table: plays.dead_letters.clone(), dead_letters: table("x"), ..orders.clone() },
+                ["orders", "letters"],
+            ),
+            (TopicSpec { dead_letters: plays.table.clone(), ..orders }, ["orders", "letters"]),
+        ] {
+            let error = check_all(&[plays.clone(), clashing]).expect_err("a clash").to_string();
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        }
     }
 }

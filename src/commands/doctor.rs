@@ -69,6 +69,10 @@ fn fault(what: &str, error: &anyhow::Error) -> Check {
     Check { what: what.to_owned(), state: State::Fault, detail: output::told(error), status }
 }
 
+fn note(what: String, detail: String) -> Check {
+    Check { what, state: State::Note, detail, status: 0 }
+}
+
 async fn lake(settings: &Settings) -> Check {
     let what = format!("lake {}", settings.lake);
     let tables = async { anyhow::Ok(pipeline::open_lake(settings).await?.tables().await?.len()) };
@@ -83,17 +87,20 @@ async fn broker(settings: &Settings) -> Check {
         return ok("broker", "none is set: `up` starts the embedded one".to_owned());
     };
     let what = format!("broker {brokers}");
-    match ingest::kafka::check(brokers, &settings.kafka_properties).await {
-        Ok(found) if found.topics.contains_key(&settings.topic.name) => {
-            ok(&what, format!("{} brokers, topic {} is there", found.brokers.len(), settings.topic.name))
+    let found = match ingest::kafka::check(brokers, &settings.kafka_properties).await {
+        Ok(found) => found,
+        Err(error) => return fault(&what, &error.into()),
+    };
+    let (there, missing): (Vec<_>, Vec<_>) =
+        settings.topics.iter().map(|topic| topic.name.as_str()).partition(|name| found.topics.contains_key(*name));
+    let (there, missing) = (there.join(", "), missing.join(", "));
+    let count = found.brokers.len();
+    match (there.is_empty(), missing.is_empty()) {
+        (_, true) => ok(&what, format!("{count} brokers, topic {there} is there")),
+        (true, false) => note(what, format!("answers, without topic {missing}: `up` and `simulate` make it")),
+        (false, false) => {
+            note(what, format!("{count} brokers, topic {there} is there, without topic {missing}: `up` makes it"))
         }
-        Ok(_) => Check {
-            what,
-            state: State::Note,
-            detail: format!("answers, without topic {}: `up` and `simulate` make it", settings.topic.name),
-            status: 0,
-        },
-        Err(error) => fault(&what, &error.into()),
     }
 }
 
@@ -129,12 +136,7 @@ async fn ports(settings: &Settings) -> Vec<Check> {
         let what = format!("port {port}");
         checks.push(match TcpListener::bind(SocketAddr::new(ports.listen, port)).await {
             Ok(_) => ok(&what, "free".to_owned()),
-            Err(error) => Check {
-                what,
-                state: State::Note,
-                detail: format!("{error}: if that is not a running lakebeat, choose another with {flag}"),
-                status: 0,
-            },
+            Err(error) => note(what, format!("{error}: if that is not a running lakebeat, choose another with {flag}")),
         });
     }
     checks

@@ -53,6 +53,13 @@ impl Layers {
         Self { environment, ..Self::default() }
     }
 
+    /// Of these variables and a settings file of this text.
+    #[cfg(test)]
+    pub(super) fn of_environment_and_file(variables: &[(&str, &str)], file: &str) -> Self {
+        let file = file.parse().expect("valid TOML");
+        Self { file, file_name: "lakebeat.toml".to_owned(), ..Self::of_environment(variables) }
+    }
+
     /// The value of a setting, the flag's if it was given; nothing if nobody sets it.
     pub(crate) fn pick<T>(&self, flag: (&str, Option<&String>), setting: &Setting) -> anyhow::Result<Option<T>>
     where
@@ -83,6 +90,11 @@ impl Layers {
             Value::Integer(_) | Value::Float(_) | Value::Boolean(_) => Ok(Some((source, value.to_string()))),
             other => Err(Fault::usage(format!("{source} is a {}: write a text or a number", other.type_str())).into()),
         }
+    }
+
+    /// Whether a nearer layer than the settings file sets it.
+    pub(crate) fn is_nearer_than_file(&self, setting: &Setting) -> bool {
+        self.distance(setting) < 2
     }
 
     /// How far away the layer is that sets it: environment, `.env`, settings file, none.
@@ -170,7 +182,15 @@ fn read_dotenv(path: &Path, environment: &BTreeMap<String, String>) -> anyhow::R
 fn read_file(path: &Path) -> anyhow::Result<Table> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| Fault::usage(format!("cannot read the settings file {}: {error}", path.display())))?;
-    text.parse().map_err(|error| Fault::usage(format!("{} is not TOML: {error}", path.display())).into())
+    text.parse()
+        .map_err(|error| Fault::usage(format!("{} is not TOML: {}", path.display(), told(&error, &text))).into())
+}
+
+/// What is wrong, and where. The error's own text shows the line, in which a secret may stand.
+fn told(error: &toml::de::Error, text: &str) -> String {
+    let line = error.span().and_then(|span| text.get(..span.start)).map(|before| before.matches('\n').count() + 1);
+    let place = line.map_or_else(String::new, |line| format!("line {line}: "));
+    format!("{place}{}", error.message())
 }
 
 #[cfg(test)]
@@ -210,6 +230,14 @@ mod tests {
         assert_eq!(layers(&[("OLD_PORT", "")], &[], file).distance(&PORT), 2);
         assert_eq!(layers(&[], &[("OLD_PORT", "2")], file).distance(&PORT), 1);
         assert_eq!(layers(&[("LAKEBEAT_KAFKA_PORT", "3")], &[("OLD_PORT", "2")], file).distance(&PORT), 0);
+    }
+
+    #[test]
+    fn a_file_that_is_not_toml_is_told_without_its_text() {
+        let text = "[kafka.properties]\n\"sasl.password\" = planted\n";
+        let error = text.parse::<Table>().expect_err("no quotes");
+        let shown = told(&error, text);
+        assert!(shown.starts_with("line 2: ") && !shown.contains("planted"), "{shown}");
     }
 
     #[test]

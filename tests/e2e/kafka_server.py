@@ -9,17 +9,19 @@ JARS = CACHE / "kafka"
 
 
 class KafkaServer(Server):
-    """Its data lies in a folder, and is there again after a stop and a start. `extra` are lines of its settings."""
+    """Its data lies in a folder, and is there again after a stop and a start. `extra` are lines of its settings, `scram` the
+    logins that it is made with, as its tool takes them."""
 
-    def __init__(self, folder, jars=JARS, extra=()):
-        folder.mkdir(parents=True)
+    def __init__(self, folder, jars=JARS, extra=(), scram=()):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.scram = [part for login in scram for part in ("--add-scram", login)]
         self.port, controller = free_ports(2)
         self.address = f"127.0.0.1:{self.port}"
-        settings = (REPOSITORY / "scripts" / "kafka" / "server.properties").read_text()
+        settings = "\n".join([(REPOSITORY / "scripts" / "kafka" / "server.properties").read_text(), *extra])
         for name, value in {"PORT": self.port, "CONTROLLER": controller, "DATA": folder / "data"}.items():
             settings = settings.replace(f"@{name}@", str(value))
         self.settings = folder / "server.properties"
-        self.settings.write_text("\n".join([settings, *extra]))
+        self.settings.write_text(settings)
         self.java = ["-Xmx512m", "-cp", f"{jars}/libs/*"]
         super().__init__(*self.java, "kafka.Kafka", self.settings, cwd=folder, binary="java", name="kafka")
 
@@ -28,8 +30,9 @@ class KafkaServer(Server):
         # Any 16 bytes in base64 are an id.
         tool = ["kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", "bGFrZWJlYXQncyB0ZXN0cw"]
         subprocess.run(
-            ["java", *self.java, *tool, "-c", self.settings], check=True, capture_output=True, env=environment()
-        )
+            ["java", *self.java, *tool, "-c", self.settings, *self.scram],
+            check=True, capture_output=True, env=environment(),
+        )  # fmt: skip
         super().start()
         wait_for("Kafka answers", lambda: topics(self.address) is not None, seconds=60, alive=self)
         return self

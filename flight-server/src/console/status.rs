@@ -56,14 +56,20 @@ pub(super) struct IngestStatus {
 
 impl IngestStatus {
     /// Takes over what the ingest of this process knows. An end that a commit recorded since then is newer.
-    fn learn(&mut self, now: IngestNow) {
-        for partition in self.partitions.iter_mut().filter(|partition| partition.topic == now.topic) {
-            if let Some(&end) = now.end_offsets.get(&partition.partition) {
-                partition.end_offset = partition.end_offset.max(end);
-                partition.lag = (partition.end_offset - partition.next_offset).max(0);
+    fn learn(&mut self, topics: Vec<IngestNow>) {
+        let mut waiting = Vec::new();
+        let is_alone = topics.len() == 1;
+        for now in topics {
+            for partition in self.partitions.iter_mut().filter(|partition| partition.topic == now.topic) {
+                if let Some(&end) = now.end_offsets.get(&partition.partition) {
+                    partition.end_offset = partition.end_offset.max(end);
+                    partition.lag = (partition.end_offset - partition.next_offset).max(0);
+                }
             }
+            let named = |what| if is_alone { what } else { format!("{}: {what}", now.topic) };
+            waiting.extend(now.waiting_for.map(named));
         }
-        self.waiting_for = now.waiting_for;
+        self.waiting_for = Some(waiting.join("; ")).filter(|text| !text.is_empty());
         self.add_up_lag();
     }
 
@@ -131,7 +137,7 @@ impl Cache {
         &self,
         lake: &Lake,
         addresses: &Addresses,
-        ingest: Option<IngestNow>,
+        ingest: Option<Vec<IngestNow>>,
     ) -> Result<Arc<Status>> {
         let mut known = self.last.lock().await;
         let now = lake.clock().now();
@@ -271,14 +277,18 @@ mod tests {
     #[test]
     fn lag_is_what_the_ingest_of_this_process_knows_where_that_is_more() {
         let mut status = ingest(&[], vec![partition("events", 0, 0), partition("events", 1, 4)]);
-        status.learn(IngestNow {
+        let events = IngestNow {
             topic: "events".to_owned(),
             end_offsets: BTreeMap::from([(0, 110), (1, 12), (2, 9)]),
             waiting_for: Some("the store".to_owned()),
-        });
+        };
+        status.learn(vec![events.clone()]);
         assert_eq!((status.lag, status.waiting_for.as_deref()), (104, Some("the store")));
-        status.learn(IngestNow { topic: "others".to_owned(), ..IngestNow::default() });
-        assert_eq!((status.lag, status.waiting_for), (104, None));
+        let others = IngestNow { topic: "others".to_owned(), ..IngestNow::default() };
+        status.learn(vec![others.clone()]);
+        assert_eq!((status.lag, status.waiting_for.as_deref()), (104, None));
+        status.learn(vec![others, events]);
+        assert_eq!((status.lag, status.waiting_for.as_deref()), (104, Some("events: the store")));
     }
 
     #[test]

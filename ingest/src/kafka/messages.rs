@@ -8,7 +8,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::{Logging, Properties, config_error, consumer_config, set_default, unavailable};
+use super::{Properties, Reasons, config_error, consumer_config, set_default, unavailable};
 use crate::Result;
 use crate::consume::poll::push;
 use crate::records::Records;
@@ -64,11 +64,11 @@ impl Look<'_> {
     }
 
     /// It is in no group: it only assigns, and commits nothing.
-    fn consumer(&self) -> Result<BaseConsumer<Logging>> {
+    fn consumer(&self) -> Result<BaseConsumer<Reasons>> {
         let mut config = consumer_config(self.brokers, self.group, self.properties)?;
         // One message is wanted, and one is given even if it is larger.
         set_default(&mut config, self.properties, "fetch.message.max.bytes", "16384");
-        config.create_with_context(Logging).map_err(|source| config_error("cannot make a consumer", source))
+        config.create_with_context(Reasons::default()).map_err(|source| config_error("cannot make a consumer", source))
     }
 
     fn list(&self, offsets: &BTreeMap<i32, i64>) -> std::result::Result<TopicPartitionList, KafkaError> {
