@@ -1,8 +1,10 @@
 //! The command line, as it is written: raw flags, nothing decided. [`crate::settings`] makes settings of them.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand};
 
 /// A live event stream becomes tested, query-ready tables on storage that you own.
@@ -45,6 +47,9 @@ pub(crate) enum Command {
     Simulate(Simulate),
     /// Kafka to bronze, exactly once
     Ingest(Ingest),
+    /// Look at what could not be decoded
+    #[command(subcommand)]
+    DeadLetters(DeadLetters),
     /// Build models
     #[command(subcommand)]
     Transform(Transform),
@@ -152,7 +157,10 @@ pub(crate) struct Simulate {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Ingest {
+    #[command(subcommand)]
+    pub(crate) action: Option<IngestAction>,
     #[command(flatten)]
     pub(crate) kafka: Kafka,
     /// Consumer group; with it several processes share the topic [default: one process, group lakebeat]
@@ -161,6 +169,63 @@ pub(crate) struct Ingest {
     /// Stop at the end offsets seen at the start
     #[arg(long)]
     pub(crate) until_end: bool,
+}
+
+/// What else can be done with a topic's ledger and tables than to go on.
+#[derive(Debug, Subcommand)]
+pub(crate) enum IngestAction {
+    /// Send dead letters through the decoder again, once
+    Replay(Replay),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Replay {
+    /// Topic [default: spotify_events]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) topic: Option<String>,
+    #[command(flatten)]
+    pub(crate) letters: Letters,
+    /// JSON lines with corrected payloads; only the letters that they name are sent
+    #[arg(long, value_name = "FILE")]
+    pub(crate) payloads: Option<PathBuf>,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeadLetters {
+    /// How many there are for which reason, and the newest of them
+    Ls {
+        /// Letters of this topic only
+        #[arg(long, value_name = "NAME")]
+        topic: Option<String>,
+        #[command(flatten)]
+        letters: Letters,
+        /// Letters to show; all are counted
+        #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(..=10_000))]
+        limit: u32,
+    },
+}
+
+/// Which dead letters; without any of these all of them.
+#[derive(Debug, Args)]
+pub(crate) struct Letters {
+    /// Of this reason, such as not_json; several are any of them
+    #[arg(long, value_name = "REASON")]
+    pub(crate) reason: Vec<String>,
+    /// Of this partition; several are any of them
+    #[arg(long, value_name = "N")]
+    pub(crate) partition: Vec<i32>,
+    /// At these offsets, both ends included, or at one; several are any of them
+    #[arg(long, value_name = "FROM-TO", value_parser = offsets)]
+    pub(crate) offsets: Vec<RangeInclusive<i64>>,
+    /// Written at this time or later, such as 2026-01-31T08:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    pub(crate) since: Option<DateTime<Utc>>,
+    /// Written before this time
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    pub(crate) until: Option<DateTime<Utc>>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -280,6 +345,21 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A run of offsets with both its ends, or one.
+fn offsets(text: &str) -> Result<RangeInclusive<i64>, String> {
+    let (from, to) = text.split_once('-').unwrap_or((text, text));
+    match (from.parse(), to.parse()) {
+        (Ok(from), Ok(to)) if 0 <= from && from <= to => Ok(from..=to),
+        _ => Err("write one offset or two with a dash, the smaller first, such as 17 or 100-199".to_owned()),
+    }
+}
+
+/// A point in time.
+fn moment(text: &str) -> Result<DateTime<Utc>, String> {
+    let parsed = DateTime::parse_from_rfc3339(text).map(|time| time.to_utc());
+    parsed.map_err(|error| format!("{error}; write a time with its zone, such as 2026-01-31T08:00:00Z"))
+}
+
 /// A share of a whole. Told here, so that a wrong one is wrong before any broker is asked.
 fn fraction(text: &str) -> Result<f64, String> {
     match text.parse() {
@@ -291,6 +371,31 @@ fn fraction(text: &str) -> Result<f64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn runs_of_offsets() {
+        for (text, range) in [("17", 17..=17), ("0-0", 0..=0), ("100-199", 100..=199)] {
+            assert_eq!(offsets(text), Ok(range), "{text}");
+        }
+        for wrong in ["", "-", "5-", "-5", "7-5", "a-b", "1-2-3", "1..2", "99999999999999999999"] {
+            assert!(offsets(wrong).is_err(), "{wrong} was taken");
+        }
+    }
+
+    #[test]
+    fn ingest_has_flags_of_its_own_or_an_action() {
+        let parse = |words: &str| Cli::try_parse_from(words.split(' '));
+        assert!(parse("lakebeat ingest --topic t --until-end").is_ok());
+        let replay = parse("lakebeat ingest replay --topic t --reason a --reason b --offsets 1-2 --json");
+        let Ok(Cli { command: Command::Ingest(Ingest { action: Some(IngestAction::Replay(replay)), .. }), common }) =
+            replay
+        else {
+            panic!("{replay:?}");
+        };
+        assert_eq!((replay.topic.as_deref(), replay.letters.reason.len(), common.json), (Some("t"), 2, true));
+        assert!(parse("lakebeat ingest --until-end replay").is_err(), "neither would do what it says");
+        assert!(parse("lakebeat ingest replay --since yesterday").is_err());
+    }
 
     #[test]
     fn times_that_pass() {

@@ -1,6 +1,7 @@
 //! One function a command: options in, a crate's entry point, its result out.
 
 mod doctor;
+mod letters;
 mod mirror;
 mod tables;
 
@@ -15,7 +16,7 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use transforms::{BuildReport, Project, RefreshMode};
 
-use crate::cli::{self, Cli, Command};
+use crate::cli::{self, Cli, Command, Ingest, IngestAction};
 use crate::output::{self, Fault};
 use crate::pipeline::{self, Parts, Simulator};
 use crate::settings::Settings;
@@ -23,14 +24,20 @@ use crate::stop;
 
 /// Runs the command.
 pub(crate) async fn run(cli: Cli, settings: Settings) -> anyhow::Result<()> {
-    if matches!(cli.command, Command::Up(_) | Command::Ingest(_)) {
+    if matches!(cli.command, Command::Up(_) | Command::Ingest(Ingest { action: None, .. })) {
         settings.warn();
     }
     match cli.command {
         Command::Up(up) => self::up(up, &settings).await,
         Command::Broker(_) => broker(&settings).await,
         Command::Simulate(simulate) => self::simulate(simulate, &settings).await,
+        Command::Ingest(Ingest { action: Some(IngestAction::Replay(replay)), .. }) => {
+            letters::replay(replay, &settings).await
+        }
         Command::Ingest(ingest) => self::ingest(ingest, &settings).await,
+        Command::DeadLetters(cli::DeadLetters::Ls { topic, letters, limit }) => {
+            letters::ls(topic, letters, limit, &settings).await
+        }
         Command::Transform(transform) => self::transform(transform, &settings).await,
         Command::Serve(_) => serve(&settings).await,
         Command::Mirror(mirror) => mirror::run(&mirror, &settings).await,
@@ -100,7 +107,7 @@ async fn open_lake_until(token: &CancellationToken, settings: &Settings) -> anyh
     token.run_until_cancelled(pipeline::open_lake(settings)).await.transpose()
 }
 
-async fn ingest(ingest: cli::Ingest, settings: &Settings) -> anyhow::Result<()> {
+async fn ingest(ingest: Ingest, settings: &Settings) -> anyhow::Result<()> {
     let token = stop::on_signal()?;
     let Some(lake) = open_lake_until(&token, settings).await? else { return Ok(()) };
     let mut options = pipeline::ingest_options(settings, &brokers(settings));

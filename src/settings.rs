@@ -15,7 +15,7 @@ use ingest::topic::TopicSpec;
 use lakehouse::StorageOptions;
 use url::Url;
 
-use crate::cli::{Cli, Command, Doors, Kafka, Transform};
+use crate::cli::{Cli, Command, Doors, Ingest, IngestAction, Kafka, Transform};
 use crate::output::Fault;
 use layers::{Layers, Setting};
 use snowflake::SnowflakeSettings;
@@ -126,7 +126,7 @@ impl Settings {
             log_level: log_level.unwrap_or_else(|| default_log_level(&cli.command).to_owned()),
             brokers: layers.pick(("--brokers", flags.kafka.and_then(|kafka| kafka.brokers.as_ref())), &BROKERS)?,
             kafka_properties: kafka_properties(&layers)?,
-            topic: topic(&layers, flags.kafka.and_then(|kafka| kafka.topic.as_ref()))?,
+            topic: topic(&layers, flags.topic.or(flags.kafka.and_then(|kafka| kafka.topic.as_ref())))?,
             group: layers.pick(("--group", flags.group), &GROUP)?,
             ports: ports(&layers, &flags)?,
             rate: rate(&layers, flags.rate)?,
@@ -157,6 +157,8 @@ impl Settings {
 #[derive(Default)]
 struct CommandFlags<'a> {
     kafka: Option<&'a Kafka>,
+    /// The topic, where nothing else of Kafka can be named.
+    topic: Option<&'a String>,
     doors: Option<&'a Doors>,
     kafka_port: Option<&'a String>,
     group: Option<&'a String>,
@@ -185,6 +187,9 @@ impl<'a> CommandFlags<'a> {
                 users: simulate.users.as_ref(),
                 ..Self::default()
             },
+            Command::Ingest(Ingest { action: Some(IngestAction::Replay(replay)), .. }) => {
+                Self { topic: replay.topic.as_ref(), ..Self::default() }
+            }
             Command::Ingest(ingest) => {
                 Self { kafka: Some(&ingest.kafka), group: ingest.group.as_ref(), ..Self::default() }
             }
@@ -204,7 +209,9 @@ impl<'a> CommandFlags<'a> {
 /// Services tell what they do; a command that prints a result stays silent besides it.
 fn default_log_level(command: &Command) -> &'static str {
     match command {
-        Command::Up(_) | Command::Broker(_) | Command::Serve(_) | Command::Ingest(_) => "info",
+        Command::Up(_) | Command::Broker(_) | Command::Serve(_) | Command::Ingest(Ingest { action: None, .. }) => {
+            "info"
+        }
         Command::Transform(Transform::Build { watch: true, .. }) => "info",
         Command::Mirror(mirror) if mirror.every.is_some() => "info",
         _ => "warn",
