@@ -11,8 +11,10 @@
 mod changes;
 mod cleaning;
 mod clock;
+mod columns;
 mod commit;
 mod error;
+mod expired;
 mod file;
 mod format;
 mod ids;
@@ -25,6 +27,7 @@ mod progress;
 mod provider;
 mod pruning;
 mod publication;
+mod scan;
 mod schema;
 mod session;
 mod stage;
@@ -41,6 +44,7 @@ pub use cleaning::{CleanReport, Cleaner};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use commit::Outcome;
 pub use error::{Error, ErrorKind, Result};
+pub use expired::{EXPIRED_KEY, ExpiredLetters};
 pub use file::{DataFile, StagedFile};
 pub use ids::{Ids, RandomIds};
 pub use lake::Lake;
@@ -53,6 +57,7 @@ pub use progress::{
     SkipReason, cluster_app_id, fingerprint_app_id, incarnation_app_id, ingest_app_id, replay_app_id,
 };
 pub use publication::{DEFAULT_GROUP, PinnedTable, Publication};
+pub use scan::{Filter, Scan};
 pub use schema::TableSpec;
 pub use session::{CATALOG, DEFAULT_SCHEMA, SEARCH_PATH, SessionFactory, SessionOptions};
 pub use stage::StageOptions;

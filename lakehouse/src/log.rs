@@ -31,6 +31,8 @@ pub enum Operation {
     Overwrite,
     /// Puts the same rows into fewer files.
     Optimize,
+    /// Takes rows out.
+    Delete,
 }
 
 impl Operation {
@@ -39,15 +41,15 @@ impl Operation {
             Self::CreateTable => "CREATE TABLE",
             Self::Write | Self::Overwrite => "WRITE",
             Self::Optimize => "OPTIMIZE",
+            Self::Delete => "DELETE",
         }
     }
 
     fn parameters(self) -> Map<String, Value> {
         let mode = match self {
-            Self::CreateTable => return Map::new(),
+            Self::CreateTable | Self::Optimize | Self::Delete => return Map::new(),
             Self::Write => "Append",
             Self::Overwrite => "Overwrite",
-            Self::Optimize => return Map::new(),
         };
         Map::from_iter([("mode".to_owned(), Value::from(mode))])
     }
