@@ -15,11 +15,13 @@
 //! - The disk is full: the process ends with an error of kind `StorageFull`. All that is not committed is still in Kafka, and
 //!   the next start goes on there. It does not wait, because what fills the disk is often the broker beside it.
 //! - The lake may not be written (rights, a read-only mount): the process ends with `BadConfig`.
+//! - Too many messages of late can't be decoded, and the topic has a limit for that (`limit`): the process ends before it commits.
 //! - The topic is not what the ledger says (a gap, a topic made anew): the process ends with the range that is gone.
 
 mod buffer;
 mod commit;
 mod intake;
+mod limit;
 pub(crate) mod poll;
 mod running;
 mod source;
@@ -34,9 +36,11 @@ use std::time::Duration;
 use lakehouse::Lake;
 use serde::Serialize;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::kafka::{Kafka, Properties};
+use crate::letters::Retention;
 use crate::topic::TopicSpec;
 use crate::{Error, ErrorKind, Result};
 
@@ -234,6 +238,20 @@ pub async fn run_on(
     let Some((partitions, sink)) = token.run_until_cancelled(opening).await.transpose()? else {
         return Ok(Summary::nothing_done());
     };
+    let (stop, retention) = (options.stop, Retention::of(lake, &options.topic));
     let consuming = running::Consuming::start(options, sink, broker, progress)?;
-    consuming.run(partitions, token).await
+    let Some(mut retention) = retention else { return consuming.run(partitions, token).await };
+    match stop {
+        Stop::Never => {
+            // Beside the loop, which never waits for it. It goes with the loop.
+            let mut beside = JoinSet::new();
+            beside.spawn(retention.run());
+            consuming.run(partitions, token).await
+        }
+        Stop::AtEnd => {
+            let summary = consuming.run(partitions, token.clone()).await?;
+            token.run_until_cancelled(retention.round()).await;
+            Ok(summary)
+        }
+    }
 }

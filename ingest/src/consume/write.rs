@@ -13,6 +13,7 @@ use lakehouse::{
 
 use super::commit::Committer;
 use super::intake::Range;
+use super::limit::{Counted, Limit};
 use crate::decode::{self, Decoded, Decoder, Recorded};
 use crate::records::Records;
 use crate::topic::TopicSpec;
@@ -30,6 +31,7 @@ pub(super) struct Sink {
     bronze_columns: Arc<TableVersion>,
     letter_columns: Arc<TableVersion>,
     decoder: Box<dyn Decoder>,
+    limit: Limit,
     clock: Arc<dyn lakehouse::Clock>,
     committer: Arc<dyn Committer>,
 }
@@ -76,6 +78,7 @@ impl Sink {
         Ok(Self {
             bronze_columns: bronze.ensure(&topic.rows_spec()).await?,
             letter_columns: letters.ensure(&topic.letters_spec()).await?,
+            limit: Limit::open(topic, &bronze).await?,
             topic: topic.clone(),
             bronze,
             letters,
@@ -99,6 +102,8 @@ pub(super) async fn write(sink: Arc<Sink>, batch: Batch) -> Result<Written> {
     let (decoded, consumed) = tokio::task::spawn_blocking(decoding)
         .await
         .map_err(|source| Error::with_source(ErrorKind::Bug, "decoding was broken off", source))??;
+    let counted = Counted::of(&consumed);
+    sink.limit.check(counted, &decoded.letters)?;
     if !decoded.letters.is_empty() {
         match sink.write_letters(&mut bound, &ranges, &decoded).await? {
             Outcome::Committed(version) => bound.letters = version,
@@ -108,6 +113,7 @@ pub(super) async fn write(sink: Arc<Sink>, batch: Batch) -> Result<Written> {
     match sink.write_rows(&bound, &consumed, decoded).await? {
         Outcome::Committed(version) => {
             bound.bronze = version;
+            sink.limit.count(counted);
             Ok(Written::Committed { bound, ranges: consumed })
         }
         Outcome::Lost { winner } => Ok(Written::Lost { table: sink.bronze.name().to_string(), winner }),
