@@ -15,6 +15,7 @@
 //! - The disk is full: the process ends with an error of kind `StorageFull`. All that is not committed is still in Kafka, and
 //!   the next start goes on there. It does not wait, because what fills the disk is often the broker beside it.
 //! - The lake may not be written (rights, a read-only mount): the process ends with `BadConfig`.
+//! - Too many messages of late can't be decoded, and the topic has a limit for that (`limit`): the process ends before it commits.
 //! - The topic is not what the ledger says (a gap, a topic made anew): the process ends with the range that is gone.
 
 mod buffer;
@@ -22,6 +23,7 @@ mod commit;
 mod identity;
 mod incarnation;
 mod intake;
+mod limit;
 pub(crate) mod poll;
 mod recorded;
 mod reset;
@@ -38,9 +40,11 @@ use std::time::Duration;
 use lakehouse::Lake;
 use serde::Serialize;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::kafka::{Kafka, Properties};
+use crate::letters::Retention;
 use crate::topic::TopicSpec;
 use crate::{Error, ErrorKind, Result};
 
@@ -247,14 +251,38 @@ pub async fn run_on(
         return Ok(Summary::nothing_done());
     };
     let mut lease = lake.take_lease(&reset::writers_of(&options.topic.table), &holder()).await?;
+    let retention = Retention::of(lake, &options.topic);
+    let stop = options.stop;
     let consuming = running::Consuming::start(options, sink, broker, progress)?;
     let ended = tokio::select! {
-        ended = consuming.run(partitions, token) => ended,
+        ended = beside_retention(consuming.run(partitions, token.clone()), stop, retention, token) => ended,
         () = lease.keep() => unreachable!("a lease is kept for ever"),
     };
     // A store that is away must not keep a process that ends.
     let _ = tokio::time::timeout(RELEASE_TIMEOUT, lease.release()).await;
     ended
+}
+
+/// Letters that are due go beside the loop, which never waits for it, or after a loop that has an end.
+async fn beside_retention(
+    consuming: impl Future<Output = Result<Summary>>,
+    stop: Stop,
+    retention: Option<Retention>,
+    token: CancellationToken,
+) -> Result<Summary> {
+    let Some(mut retention) = retention else { return consuming.await };
+    match stop {
+        Stop::Never => {
+            let mut beside = JoinSet::new();
+            beside.spawn(retention.run());
+            consuming.await
+        }
+        Stop::AtEnd => {
+            let summary = consuming.await?;
+            token.run_until_cancelled(retention.round()).await;
+            Ok(summary)
+        }
+    }
 }
 
 /// How others see this process.

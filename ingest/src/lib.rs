@@ -5,6 +5,7 @@
 //!              (embedded                (raw messages,               └─► dead letters ─► dead-letter table
 //!               broker, or               one thread)                          both by consume/write, with
 //!               any other)                                                     the offsets in the same commit
+//!                                     dead-letter table ─► letters (looked at) ─► replay ─► rows in the bronze table
 //! ```
 //!
 //! The Delta log is the only truth about progress: the rows of a batch and the offset to read next land in one commit.
@@ -18,7 +19,9 @@ mod columns;
 pub mod consume;
 pub mod decode;
 pub mod kafka;
+pub mod letters;
 pub mod records;
+pub mod replay;
 pub mod simulate;
 pub mod topic;
 

@@ -30,6 +30,35 @@ pub struct TopicSpec {
     /// A longer payload becomes a dead letter. In bytes.
     #[serde(default = "payload_bytes_max")]
     pub payload_bytes_max: usize,
+    /// Dead letters go so many days after the day on which they were written; none and 0 keep them for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_letter_days: Option<u32>,
+    /// The process stops, before it commits, when more than this share of the last messages would become dead letters; none
+    /// never stops it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_dead_letter_ratio: Option<Ratio>,
+}
+
+/// A share of a whole, from 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct Ratio(f64);
+
+/// It is a number, which is equal to itself.
+impl Eq for Ratio {}
+
+impl TryFrom<f64> for Ratio {
+    type Error = String;
+
+    fn try_from(value: f64) -> Result<Self, String> {
+        if (0.0..=1.0).contains(&value) { Ok(Self(value)) } else { Err(format!("{value} is no share: write 0 to 1")) }
+    }
+}
+
+impl From<Ratio> for f64 {
+    fn from(ratio: Ratio) -> Self {
+        ratio.0
+    }
 }
 
 /// How a payload is written down.
@@ -110,6 +139,8 @@ impl TopicSpec {
             fields,
             partitions: partitions(),
             payload_bytes_max: payload_bytes_max(),
+            dead_letter_days: None,
+            max_dead_letter_ratio: None,
         }
     }
 
@@ -232,7 +263,7 @@ pub(crate) const KIND_NOTE: &str = "lakebeat.kind";
 const NOT_IN_A_COLUMN: [char; 10] = [' ', ',', ';', '{', '}', '(', ')', '\n', '\t', '='];
 
 /// Columns that every table of rows has besides the fields' own.
-const OWN_COLUMNS: [&str; 9] = [
+const OWN_COLUMNS: [&str; 10] = [
     "_rescued",
     "_key",
     "_headers",
@@ -242,6 +273,7 @@ const OWN_COLUMNS: [&str; 9] = [
     "_kafka_timestamp",
     "_ingested_at",
     "_ingest_date",
+    "_replay_id",
 ];
 
 /// The zone is part of the type: Delta keeps one kind of timestamp, in UTC.
@@ -291,6 +323,21 @@ mod tests {
         topic.check().expect("the topic is valid");
         assert_eq!(topic.fields[0].kind, FieldKind::Number);
         assert_eq!(topic.dead_letters.to_string(), "bronze.dead_letters");
+    }
+
+    #[test]
+    fn what_becomes_of_dead_letters_can_be_set() {
+        let with = |settings: &str| {
+            let text = format!(r#"{{"name":"orders","table":"bronze.orders","fields":[],{settings}}}"#);
+            serde_json::from_str::<TopicSpec>(&text)
+        };
+        let topic = with(r#""dead_letter_days":30,"max_dead_letter_ratio":0.25"#).expect("valid");
+        assert_eq!((topic.dead_letter_days, topic.max_dead_letter_ratio.map(f64::from)), (Some(30), Some(0.25)));
+        for wrong in [r#""max_dead_letter_ratio":1.5"#, r#""max_dead_letter_ratio":-1"#, r#""dead_letter_days":-1"#] {
+            assert!(with(wrong).is_err(), "{wrong} was taken");
+        }
+        let error = with(r#""max_dead_letter_ratio":50"#).expect_err("a percentage").to_string();
+        assert!(error.contains("0 to 1"), "{error}");
     }
 
     #[test]

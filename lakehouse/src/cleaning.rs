@@ -39,6 +39,8 @@ pub struct CleanReport {
 #[derive(Debug)]
 pub struct Cleaner {
     lake: Lake,
+    /// The tables to clean; without any all that models or publications rewrite.
+    only: Vec<TableName>,
     tables: HashMap<TableName, Position>,
 }
 
@@ -65,19 +67,21 @@ struct Superseded {
 impl Cleaner {
     /// A cleaner that has seen nothing yet.
     pub fn new(lake: Lake) -> Self {
-        Self { lake, tables: HashMap::new() }
+        Self::only(lake, [])
     }
 
-    /// One round over all tables that models or publications rewrite. Bronze is only ever added to.
+    /// One that cleans these tables, of bronze too, and no others.
+    pub fn only(lake: Lake, tables: impl IntoIterator<Item = TableName>) -> Self {
+        Self { lake, only: tables.into_iter().collect(), tables: HashMap::new() }
+    }
+
+    /// One round over its tables. What was taken out of bronze is for those to clean up who took it out.
     pub async fn clean(&mut self) -> Result<CleanReport> {
         let mut report = CleanReport::default();
         // Publications first: one that comes later names versions that are live now or later.
         let kept = pins(&self.lake.publications().await?);
         let now = self.lake.clock().now();
-        for name in self.lake.tables().await? {
-            if name.schema == "bronze" {
-                continue;
-            }
+        for name in self.names().await? {
             let table = self.lake.table(&name);
             let position = self.tables.entry(name.clone()).or_default();
             // A table of somebody else's that we cannot read must not keep the others from being cleaned.
@@ -97,6 +101,15 @@ impl Cleaner {
             }
         }
         Ok(report)
+    }
+
+    async fn names(&self) -> Result<Vec<TableName>> {
+        if !self.only.is_empty() {
+            return Ok(self.only.clone());
+        }
+        let mut names = self.lake.tables().await?;
+        names.retain(|name| name.schema != "bronze");
+        Ok(names)
     }
 }
 

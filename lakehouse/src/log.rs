@@ -35,6 +35,8 @@ pub enum Operation {
     AddColumns,
     /// Changes what is noted about columns.
     ChangeColumn,
+    /// Takes rows out.
+    Delete,
 }
 
 impl Operation {
@@ -45,6 +47,7 @@ impl Operation {
             Self::Optimize => "OPTIMIZE",
             Self::AddColumns => "ADD COLUMNS",
             Self::ChangeColumn => "CHANGE COLUMN",
+            Self::Delete => "DELETE",
         }
     }
 
@@ -52,7 +55,9 @@ impl Operation {
         let mode = match self {
             Self::Write => "Append",
             Self::Overwrite => "Overwrite",
-            Self::CreateTable | Self::Optimize | Self::AddColumns | Self::ChangeColumn => return Map::new(),
+            Self::CreateTable | Self::Optimize | Self::AddColumns | Self::ChangeColumn | Self::Delete => {
+                return Map::new();
+            }
         };
         Map::from_iter([("mode".to_owned(), Value::from(mode))])
     }

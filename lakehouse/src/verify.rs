@@ -6,6 +6,7 @@
 
 mod account;
 mod found;
+mod replayed;
 
 use std::fmt;
 
@@ -51,6 +52,8 @@ pub struct PartitionReport {
     pub rows: u64,
     /// Rows in the table of dead letters.
     pub dead_letters: u64,
+    /// Dead letters that retention took out.
+    pub expired_letters: u64,
     /// Offsets that held no message of ours.
     pub holes: u64,
     /// Offsets that were given up on purpose.
@@ -100,10 +103,13 @@ impl fmt::Display for PartitionReport {
         let Self { table, topic, partition, from, to, rows, dead_letters, holes, .. } = self;
         write!(f, "{table} partition {partition} of {topic}: offsets {from}..{to} = ")?;
         // Where a message can hold several events they are more than the offsets.
-        if self.messages != rows + dead_letters {
+        if self.messages != rows + dead_letters + self.expired_letters {
             write!(f, "{} messages with ", self.messages)?;
         }
         write!(f, "{rows} rows + {dead_letters} dead letters + {holes} holes")?;
+        if self.expired_letters > 0 {
+            write!(f, " + {} expired letters", self.expired_letters)?;
+        }
         if self.skipped > 0 {
             write!(f, " + {} given up", self.skipped)?;
         }
@@ -142,13 +148,22 @@ async fn verify_table(lake: &Lake, table: &Table, report: &mut VerifyReport) -> 
     found::count_rows(&context, &head, &mut account, &mut faults).await?;
     found::find_doubles(&context, &head, &mut faults).await?;
     // They are committed first, so every letter that a range of this version counts is in the newest version of theirs.
-    for letters in account.letters.clone() {
-        match lake.table(&letters).head().await {
-            Ok(letters) => found::count_letters(&context, &letters, &mut account).await?,
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+    let (mut letters, mut expired) = (Vec::new(), Vec::new());
+    for name in account.letters.clone() {
+        let of_letters = lake.table(&name);
+        let head = match of_letters.head().await {
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            head => head?,
+        };
+        found::count_letters(&context, &head, &mut account).await?;
+        for commit in of_letters.commits(0, head.version).await? {
+            expired.extend(commit.expired_letters()?);
         }
+        letters.push(head);
     }
+    expired.iter().for_each(|gone| account.expire(gone));
+    let replays = replayed::check(&context, &head, &account.replays, &account.topics(), &letters, &expired).await?;
+    faults.extend(replays);
     report.partitions.extend(account.settle(table.name(), &mut faults));
     report.faults.append(&mut faults);
     Ok(())

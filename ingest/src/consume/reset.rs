@@ -11,7 +11,7 @@ use std::str::FromStr;
 use chrono::{DateTime, Utc};
 use lakehouse::{
     Commit, ConsumedRange, Lake, Ledger, Operation, Outcome, PlaceColumns, Rewind, Skip, SkipReason, Table, TableName,
-    TableVersion, Tail, fingerprint_app_id, incarnation_app_id, ingest_app_id,
+    TableVersion, Tail, fingerprint_app_id, incarnation_app_id, ingest_app_id, replay_app_id,
 };
 use serde::Serialize;
 
@@ -206,7 +206,8 @@ impl Resetting<'_> {
             return Ok(None);
         }
         let shifts = self.shifts(&ledger)?;
-        let rows_taken_out = match self.set_rows(&bronze, &columns, (&letters, &letter_columns), &shifts).await? {
+        let tables = (&bronze, columns.as_ref(), letter_columns.as_ref());
+        let rows_taken_out = match self.set_rows(tables, &ledger, &shifts).await? {
             Done::Rows(rows) => rows,
             Done::Lost => return Ok(None),
         };
@@ -258,15 +259,18 @@ impl Resetting<'_> {
 
     async fn set_rows(
         &self,
-        bronze: &Table,
-        columns: &TableVersion,
-        letters: (&Table, &TableVersion),
+        (bronze, columns, letters): (&Table, &TableVersion, &TableVersion),
+        ledger: &Ledger,
         shifts: &[Shift],
     ) -> Result<Done> {
         if shifts.is_empty() {
             return Ok(Done::Rows(0));
         }
         let (mut commit, topic) = (Commit::new(Operation::Write), &self.topic.name);
+        // A replay that is under way goes by what is there now: moved or not, its ledger makes it look again.
+        let replay = replay_app_id(topic);
+        let replays = ledger.entries.get(&replay).copied().unwrap_or(0);
+        commit.transactions.insert(replay, replays);
         let mut info = lakehouse::IngestInfo::new(topic, "", self.topic.dead_letters.clone());
         let mut tails = Vec::new();
         for Shift { at: Move { partition, from, to }, incarnation } in shifts {
@@ -278,7 +282,7 @@ impl Resetting<'_> {
                 continue;
             }
             let tail = Tail { partition, incarnation, from: to };
-            let kept = self.kept((bronze, columns), letters, &tail).await?;
+            let kept = self.kept(bronze, columns, letters, &tail).await?;
             let context = self.lake.session_factory().context();
             let rows = columns.count_tail(&context, PlaceColumns::ROWS, &tail).await?;
             info.rewinds.push(Rewind { partition, from, to, rows, kept });
@@ -297,8 +301,9 @@ impl Resetting<'_> {
     /// What is left of the recorded range that the new place lies in the middle of.
     async fn kept(
         &self,
-        (bronze, columns): (&Table, &TableVersion),
-        (_, letters): (&Table, &TableVersion),
+        bronze: &Table,
+        columns: &TableVersion,
+        letters: &TableVersion,
         tail: &Tail,
     ) -> Result<Option<ConsumedRange>> {
         let Some(range) = bronze.recorded_range(columns.version, &self.topic.name, tail).await? else {

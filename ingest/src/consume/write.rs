@@ -15,6 +15,7 @@ use super::commit::Committer;
 use super::identity::Gap;
 use super::incarnation;
 use super::intake::Range;
+use super::limit::{Counted, Limit};
 use crate::columns;
 use crate::decode::{self, Decoded, Decoder, Recorded};
 use crate::records::{Records, digest, digest_of_text};
@@ -35,6 +36,7 @@ pub(super) struct Sink {
     /// Others may add columns, which is seen with the next look at the ledger.
     columns: Mutex<Columns>,
     decoder: Box<dyn Decoder>,
+    limit: Limit,
     clock: Arc<dyn lakehouse::Clock>,
     committer: Arc<dyn Committer>,
 }
@@ -98,6 +100,7 @@ impl Sink {
         let letters = lake.table(&topic.dead_letters);
         Ok(Self {
             columns: Mutex::new(Columns::look(&bronze, &letters, topic).await?),
+            limit: Limit::open(topic, &bronze).await?,
             topic: topic.clone(),
             bronze,
             letters,
@@ -140,6 +143,8 @@ pub(super) async fn write(sink: Arc<Sink>, batch: Batch) -> Result<Written> {
     let (decoded, consumed) = tokio::task::spawn_blocking(decoding)
         .await
         .map_err(|source| Error::with_source(ErrorKind::Bug, "decoding was broken off", source))??;
+    let counted = Counted::of(&consumed);
+    sink.limit.check(counted, &decoded.letters)?;
     if !decoded.letters.is_empty() {
         match sink.write_letters(&mut bound, &ranges, &decoded).await? {
             Outcome::Committed(version) => bound.letters = version,
@@ -150,6 +155,7 @@ pub(super) async fn write(sink: Arc<Sink>, batch: Batch) -> Result<Written> {
         Outcome::Committed(version) => {
             bound.bronze = version;
             bound.cluster = sink.cluster().or(bound.cluster);
+            sink.limit.count(counted);
             Ok(Written::Committed { bound, ranges: consumed })
         }
         Outcome::Lost { winner } => Ok(Written::Lost { table: sink.bronze.name().to_string(), winner }),

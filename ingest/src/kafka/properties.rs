@@ -205,7 +205,7 @@ mod tests {
     fn what_librdkafka_does_not_take_is_named_without_its_value() {
         let refused = |name: &str| {
             let config = client_config("localhost:9092", &Properties::from([(name, "planted")])).expect("not ours");
-            let source = config.create::<BaseConsumer>().expect_err("no such setting, or no such value");
+            let source = config.create::<BaseConsumer>().err().expect("no such setting, or no such value");
             let error = config_error("cannot make a Kafka client", source);
             assert_eq!(error.kind(), ErrorKind::BadConfig);
             let text = format!("{error} {error:?}");
