@@ -1,4 +1,4 @@
-//! One batch into the lake: decoded, letters first, then rows and offsets in one commit.
+//! One batch into the lake: letters first, then rows and offsets in one commit.
 //!
 //! A batch is bound to the versions at which the ledgers were read. Whoever finds another commit of the same ledger there
 //! is a stale owner: nothing is repeated, the batch is dropped and its messages are read again from the new ledger.
@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lakehouse::{
-    Commit, ConsumedRange, INGEST_KEY, IngestInfo, Lake, Operation, Outcome, SessionFactory, StageOptions, Table,
+    Commit, ConsumedRange, EncodedFile, INGEST_KEY, IngestInfo, Lake, Operation, Outcome, SessionFactory, Table,
     TableVersion, ingest_app_id,
 };
 
 use super::commit::Committer;
+use super::encode::{Encoded, Work};
 use super::intake::Range;
-use crate::decode::{self, Decoded, Decoder, Recorded};
-use crate::records::Records;
+use crate::decode::{self, Counts, Decoder};
 use crate::topic::TopicSpec;
 use crate::{Error, ErrorKind, Result};
 
@@ -27,10 +27,10 @@ pub(super) struct Sink {
     /// What the broker calls its cluster; empty if it does not tell.
     cluster_id: String,
     /// Only the columns of these two count; any version has the same.
-    bronze_columns: Arc<TableVersion>,
-    letter_columns: Arc<TableVersion>,
-    decoder: Box<dyn Decoder>,
-    clock: Arc<dyn lakehouse::Clock>,
+    pub(super) bronze_columns: Arc<TableVersion>,
+    pub(super) letter_columns: Arc<TableVersion>,
+    pub(super) decoder: Box<dyn Decoder>,
+    pub(super) clock: Arc<dyn lakehouse::Clock>,
     committer: Arc<dyn Committer>,
 }
 
@@ -50,8 +50,7 @@ pub(super) struct Bound {
 pub(super) struct Batch {
     pub(super) bound: Bound,
     pub(super) ranges: Vec<Range>,
-    pub(super) records: Vec<Records>,
-    pub(super) recorded: Arc<Recorded>,
+    pub(super) work: Work,
 }
 
 /// How a batch ended.
@@ -93,19 +92,16 @@ impl Sink {
 /// # Errors
 /// After an error nobody knows what of the batch is in the lake. The ledgers do: they have to be read again.
 pub(super) async fn write(sink: Arc<Sink>, batch: Batch) -> Result<Written> {
-    let Batch { mut bound, ranges, records, recorded } = batch;
-    let (decoding_sink, decoding_ranges) = (sink.clone(), ranges.clone());
-    let decoding = move || decode_all(&decoding_sink, &records, &recorded, &decoding_ranges);
-    let (decoded, consumed) = tokio::task::spawn_blocking(decoding)
-        .await
-        .map_err(|source| Error::with_source(ErrorKind::Bug, "decoding was broken off", source))??;
-    if !decoded.letters.is_empty() {
-        match sink.write_letters(&mut bound, &ranges, &decoded).await? {
+    let Batch { mut bound, ranges, work } = batch;
+    let Encoded { rows, letters, counts } = work.finish().await?;
+    if !letters.is_empty() {
+        match sink.write_letters(&mut bound, &ranges, &counts, letters).await? {
             Outcome::Committed(version) => bound.letters = version,
             Outcome::Lost { winner } => return Ok(Written::Lost { table: sink.letters.name().to_string(), winner }),
         }
     }
-    match sink.write_rows(&bound, &consumed, decoded).await? {
+    let consumed = consumed(ranges, &counts);
+    match sink.write_rows(&bound, &consumed, rows).await? {
         Outcome::Committed(version) => {
             bound.bronze = version;
             Ok(Written::Committed { bound, ranges: consumed })
@@ -114,42 +110,38 @@ pub(super) async fn write(sink: Arc<Sink>, batch: Batch) -> Result<Written> {
     }
 }
 
-fn decode_all(
-    sink: &Sink,
-    records: &[Records],
-    recorded: &Recorded,
-    ranges: &[Range],
-) -> Result<(Decoded, Vec<ConsumedRange>)> {
-    let mut decoded = Decoded::default();
-    let now = sink.clock.now();
-    for records in records {
-        decode::decode(sink.decoder.as_ref(), &sink.topic, records, recorded, now, &mut decoded)?;
-    }
-    let consumed = ranges.iter().map(|range| {
-        let dead_letters = decoded.dead_letters.get(&range.partition).copied().unwrap_or(0);
+/// What became of the offsets of `ranges`.
+fn consumed(ranges: Vec<Range>, counts: &BTreeMap<i32, Counts>) -> Vec<ConsumedRange> {
+    let one = |range: Range| {
+        let Counts { rows, dead_letters, .. } = counts.get(&range.partition).copied().unwrap_or_default();
         ConsumedRange {
             partition: range.partition,
             from: range.from,
             to: range.to,
             incarnation: 0,
             messages: Some(range.records),
-            rows: range.records - dead_letters,
+            rows,
             dead_letters,
             holes: range.holes,
             end_offset: range.end_offset,
-            fingerprint: range.fingerprint.clone(),
+            fingerprint: range.fingerprint,
         }
-    });
-    let consumed = consumed.collect();
-    Ok((decoded, consumed))
+    };
+    ranges.into_iter().map(one).collect()
 }
 
 impl Sink {
-    async fn write_letters(&self, bound: &mut Bound, ranges: &[Range], decoded: &Decoded) -> Result<Outcome> {
-        let batches = decoded.letters.clone();
+    async fn write_letters(
+        &self,
+        bound: &mut Bound,
+        ranges: &[Range],
+        counts: &BTreeMap<i32, Counts>,
+        files: Vec<EncodedFile>,
+    ) -> Result<Outcome> {
         let mut commit = Commit::new(Operation::Write);
-        commit.adds = self.letters.stage_batches(&self.letter_columns, batches, &StageOptions::default()).await?;
-        for range in ranges.iter().filter(|range| decoded.letter_partitions.contains_key(&range.partition)) {
+        commit.adds = self.letters.upload(files).await?;
+        let has_letters = |range: &&Range| counts.get(&range.partition).is_some_and(|counts| counts.new_letters > 0);
+        for range in ranges.iter().filter(has_letters) {
             let upto = bound.letters_ledger.entry(range.partition).or_insert(range.to);
             *upto = range.to.max(*upto);
             commit.transactions.insert(ingest_app_id(&self.topic.name, range.partition), *upto);
@@ -157,12 +149,9 @@ impl Sink {
         self.committer.append(&self.letters, bound.letters, commit).await
     }
 
-    async fn write_rows(&self, bound: &Bound, consumed: &[ConsumedRange], decoded: Decoded) -> Result<Outcome> {
+    async fn write_rows(&self, bound: &Bound, consumed: &[ConsumedRange], files: Vec<EncodedFile>) -> Result<Outcome> {
         let mut commit = Commit::new(Operation::Write);
-        if !decoded.rows.is_empty() {
-            let options = StageOptions::default();
-            commit.adds = self.bronze.stage_batches(&self.bronze_columns, decoded.rows, &options).await?;
-        }
+        commit.adds = self.bronze.upload(files).await?;
         let entry = |range: &ConsumedRange| (ingest_app_id(&self.topic.name, range.partition), range.to);
         commit.transactions = consumed.iter().map(entry).collect();
         let mut info = IngestInfo::new(&self.topic.name, &self.cluster_id, self.letters.name().clone());
