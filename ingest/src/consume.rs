@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  poll (a thread) ──Polled──► running (one loop) ──Batch──► write (one at a time)
-//!   owns the consumer          intake: offsets      ▲         decode, letters, rows + offsets
-//!        ▲                     buffer: messages     └──────── Written: committed, lost, or an error
+//!   owns the consumer          intake: offsets      ▲         letters, rows + offsets
+//!        ▲                     buffer ─► encode     └──────── Written: committed, lost, or an error
 //!        └──────Command────────┘
 //! ```
 //!
@@ -20,6 +20,7 @@
 
 mod buffer;
 mod commit;
+mod encode;
 mod identity;
 mod incarnation;
 mod intake;
@@ -73,7 +74,7 @@ pub struct Options {
     pub flush_interval: Duration,
     /// So many messages are committed without waiting. More make larger files and use more memory.
     pub flush_rows: usize,
-    /// So many bytes of messages are committed without waiting. Up to three times as many are in memory at once.
+    /// So many bytes of messages are committed without waiting. They are not all in memory: see `encode`.
     pub flush_bytes: usize,
     /// Gaps that the user accepts: what is gone, and is gone on without.
     pub accepted_gaps: Vec<AcceptedGap>,
@@ -134,7 +135,7 @@ pub enum Sharing {
 pub struct Progress {
     /// Messages committed since the start of the process.
     pub events: u64,
-    /// Those of them that are dead letters.
+    /// Dead letters among what they held.
     pub dead_letters: u64,
     /// Messages committed a second, over the last seconds.
     pub events_per_second: f64,

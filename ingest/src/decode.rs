@@ -1,11 +1,25 @@
-//! Messages → rows and dead letters, in Arrow, a batch at a time. Pure: no Kafka, no clock, no lake.
+//! Messages → rows and dead letters, in Arrow, many at a time. Pure: no Kafka, no clock, no lake.
+//!
+//! ```text
+//!  Records ──► Landing::take ── Messages ──► Decoder ──► Landing::row, ::letter ── full batches ──► Output
+//!              tombstones, empty, too large,  one         recorded letters,
+//!              recorded before: the same      format      where each row came from
+//!              for all formats
+//! ```
 //!
 //! A [`Decoder`] knows one payload format; what is the same for all formats (limits, where a row came from, what a dead
-//! letter keeps) is here. Nothing is ever skipped: each message becomes a row or a dead letter, tombstones included, so
-//! that every offset is accounted for.
+//! letter keeps) is here. Nothing is ever skipped: each message becomes rows and dead letters, one at least, tombstones
+//! included, so that every offset is accounted for.
+//!
+//! Memory: a batch is handed on when it has [`BATCH_ROWS`] rows, or [`BATCH_BYTES`] bytes of them, and only one of each table
+//! is open. What a message holds goes beyond that by a single row at most, however many rows it holds.
 
+mod flat;
 mod json;
+mod landing;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -13,32 +27,53 @@ use std::collections::{BTreeMap, HashMap};
 use arrow::record_batch::RecordBatch;
 use chrono::{DateTime, Utc};
 
-pub use json::JsonDecoder;
+pub use json::{JsonDecoder, NdjsonDecoder};
+pub use landing::{Counts, Landing, Message, Messages, OpenBatches};
 
-use crate::records::{Record, Records};
+use crate::Result;
+use crate::records::Records;
 use crate::topic::{Format, TopicSpec};
-use crate::{Error, ErrorKind, Result};
 
 /// So many rows at most make one Arrow batch: large enough for the encoder, small enough for the processor's caches.
 const BATCH_ROWS: usize = 8192;
+/// So many bytes of messages make a batch that has fewer rows.
+const BATCH_BYTES: usize = 8 << 20;
 
-/// Knows how one payload format is read.
+/// Knows how one payload format is read. One call takes many messages, so that a library that reads many at a time can be
+/// given them together, and so that what a call costs is paid once.
 pub trait Decoder: Send + Sync {
-    /// Reads the fields of one payload into `row`, which is empty. What it leaves there on an error is thrown away.
+    /// Reads all of `messages` and lands what each holds, a row or a letter at least: all of a message before the next one,
+    /// in the order of their places in it.
     ///
     /// # Errors
-    /// What makes the payload a dead letter.
-    fn decode<'a>(&self, payload: &'a [u8], row: &mut Row<'a>) -> Result<(), Poison>;
+    /// Those of `landing` only. What is wrong with a message is a letter.
+    fn decode(&self, messages: &Messages<'_>, landing: &mut Landing<'_>) -> Result<()>;
 }
 
 /// The decoder for the format of `topic`.
 pub fn decoder_for(topic: &TopicSpec) -> Box<dyn Decoder> {
     match topic.format {
         Format::Json => Box::new(JsonDecoder::new(&topic.fields)),
+        Format::Ndjson => Box::new(NdjsonDecoder::new(&topic.fields)),
     }
 }
 
-/// The fields of one message, text borrowed from the payload wherever it stands there as it is.
+/// Where full batches go.
+pub trait Output {
+    /// Takes rows for the table of rows.
+    ///
+    /// # Errors
+    /// If they can't be taken: decoding ends with that.
+    fn rows(&mut self, batch: &RecordBatch) -> Result<()>;
+
+    /// Takes rows for the table of dead letters: those that were not recorded before.
+    ///
+    /// # Errors
+    /// If they can't be taken: decoding ends with that.
+    fn letters(&mut self, batch: &RecordBatch) -> Result<()>;
+}
+
+/// The fields of one row, text borrowed from the payload wherever it stands there as it is.
 #[derive(Debug)]
 pub struct Row<'a> {
     /// The value of each field of the topic, in its order.
@@ -48,17 +83,19 @@ pub struct Row<'a> {
 }
 
 impl Row<'_> {
-    fn of(fields: usize) -> Self {
+    /// A row of so many fields, all NULL.
+    pub fn of(fields: usize) -> Self {
         Self { values: (0..fields).map(|_| None).collect(), rescued: String::new() }
     }
 
-    fn clear(&mut self) {
+    /// Makes all fields NULL again.
+    pub fn clear(&mut self) {
         self.values.fill(None);
         self.rescued.clear();
     }
 }
 
-/// Why a message is a dead letter.
+/// Why a message, or a part of it, is a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Poison {
     /// The kind of fault, of a fixed list: what one filters by.
@@ -79,9 +116,9 @@ impl Poison {
 pub enum Reason {
     /// No payload at all. Tables of events have nothing that it could delete, so it is kept as a letter.
     Tombstone,
-    /// A payload of no bytes.
+    /// A payload of no bytes, or of no line.
     Empty,
-    /// Longer than the topic allows.
+    /// Longer than the topic allows, or than its rows may be.
     TooLarge,
     /// Not UTF-8 where the format is text.
     NotUtf8,
@@ -111,10 +148,11 @@ impl Reason {
     }
 }
 
-/// Dead letters that are in their table already: partition, offset and index, and the message's fingerprint.
+/// Dead letters that are in their table already: partition, offset and index, and the fingerprint of the message as the
+/// letter keeps it (its payload is the letter's own: a line, where a message holds several).
 pub type Recorded = HashMap<(i32, i64, i32), String>;
 
-/// What became of a batch of messages.
+/// What became of a few messages, all in memory.
 #[derive(Debug, Default)]
 pub struct Decoded {
     /// Batches for the table of rows.
@@ -123,13 +161,21 @@ pub struct Decoded {
     pub letters: Vec<RecordBatch>,
     /// Dead letters by partition, those that were recorded before included.
     pub dead_letters: BTreeMap<i32, u64>,
-    /// The partitions of `letters`.
-    pub letter_partitions: BTreeMap<i32, u64>,
 }
 
-/// Decodes `records`. Each one becomes a row or a dead letter, or is one of `recorded`.
-///
-/// A letter that is recorded stays one, even if the decoder could read the message by now: the table says so.
+impl Output for Decoded {
+    fn rows(&mut self, batch: &RecordBatch) -> Result<()> {
+        self.rows.push(batch.clone());
+        Ok(())
+    }
+
+    fn letters(&mut self, batch: &RecordBatch) -> Result<()> {
+        self.letters.push(batch.clone());
+        Ok(())
+    }
+}
+
+/// Decodes a few messages and keeps all that they hold in memory; where they are many, see [`Landing`].
 ///
 /// # Errors
 /// `BadData` if a recorded letter is of another message than the one that stands at its offset.
@@ -141,133 +187,12 @@ pub fn decode(
     ingested_at: DateTime<Utc>,
     into: &mut Decoded,
 ) -> Result<()> {
-    let mut rows = tables::Rows::new(topic, ingested_at);
-    let mut letters = tables::Letters::new(topic, ingested_at);
-    let mut row = Row::of(topic.fields.len());
-    for record in records.iter() {
-        if !recorded.is_empty() && is_recorded(topic, recorded, &record)? {
-            *into.dead_letters.entry(record.partition).or_default() += 1;
-            continue;
+    let mut open = OpenBatches::new(topic, ingested_at);
+    Landing::new(topic, recorded, &mut open, into).take(decoder, records)?;
+    for (partition, counts) in open.finish(into)? {
+        if counts.dead_letters > 0 {
+            *into.dead_letters.entry(partition).or_default() += counts.dead_letters;
         }
-        row.clear();
-        match decode_one(decoder, topic, &record, &mut row) {
-            Ok(()) => rows.push(&record, &row),
-            Err(poison) => {
-                letters.push(&record, &poison);
-                *into.dead_letters.entry(record.partition).or_default() += 1;
-                *into.letter_partitions.entry(record.partition).or_default() += 1;
-            }
-        }
-        if rows.len() == BATCH_ROWS {
-            into.rows.push(rows.finish()?);
-        }
-    }
-    if rows.len() > 0 {
-        into.rows.push(rows.finish()?);
-    }
-    if letters.len() > 0 {
-        into.letters.push(letters.finish()?);
     }
     Ok(())
-}
-
-/// The place in a message that holds several events. The formats so far hold one.
-const INDEX: i32 = 0;
-
-fn is_recorded(topic: &TopicSpec, recorded: &Recorded, record: &Record<'_>) -> Result<bool> {
-    match recorded.get(&(record.partition, record.offset, INDEX)) {
-        None => Ok(false),
-        Some(fingerprint) if *fingerprint == record.fingerprint() => Ok(true),
-        Some(_) => {
-            let message = format!(
-                "topic {} partition {} is not the one that {} has letters of: the message at offset {} is another. Bring the old \
-                 topic back, or let the topic's settings name another table for dead letters",
-                topic.name, record.partition, topic.dead_letters, record.offset
-            );
-            Err(Error::new(ErrorKind::BadData, message))
-        }
-    }
-}
-
-fn decode_one<'a>(
-    decoder: &dyn Decoder,
-    topic: &TopicSpec,
-    record: &Record<'a>,
-    row: &mut Row<'a>,
-) -> Result<(), Poison> {
-    let Some(payload) = record.payload else {
-        return Err(Poison::new(Reason::Tombstone, "the message has no payload"));
-    };
-    if payload.is_empty() {
-        return Err(Poison::new(Reason::Empty, "the payload has no bytes"));
-    }
-    if payload.len() > topic.payload_bytes_max {
-        let error = format!("the payload has {} bytes, the limit is {}", payload.len(), topic.payload_bytes_max);
-        return Err(Poison::new(Reason::TooLarge, error));
-    }
-    decoder.decode(payload, row)
-}
-
-#[cfg(test)]
-mod tests {
-    use arrow::array::{Array as _, AsArray as _};
-    use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
-
-    use super::*;
-
-    fn message(offset: i64, payload: Option<&'static str>) -> Record<'static> {
-        let payload = payload.map(str::as_bytes);
-        Record { partition: 2, offset, timestamp_millis: Some(1_500), key: Some(b"user"), payload, headers: None }
-    }
-
-    fn decoded(records: &[Record<'_>], recorded: &Recorded) -> Decoded {
-        let topic = TopicSpec { payload_bytes_max: 64, ..TopicSpec::spotify() };
-        let mut all = Records::default();
-        records.iter().for_each(|record| all.push(record));
-        let mut into = Decoded::default();
-        let now = DateTime::from_timestamp_micros(86_400_000_001).expect("a valid time");
-        decode(decoder_for(&topic).as_ref(), &topic, &all, recorded, now, &mut into).expect("batches fit the schema");
-        into
-    }
-
-    #[test]
-    fn each_message_becomes_a_row_or_a_letter() {
-        let long = "x".repeat(65).leak();
-        let messages = [
-            message(10, Some(r#"{"event_id":"a","timestamp":"t"}"#)),
-            message(11, None),
-            message(12, Some("")),
-            message(13, Some(long)),
-            message(14, Some("{}")),
-        ];
-        let all = decoded(&messages, &Recorded::new());
-        let [rows] = all.rows.as_slice() else { panic!("{} batches", all.rows.len()) };
-        assert_eq!(rows.schema(), TopicSpec::spotify().rows_spec().schema);
-        let column = |name: &str| rows.column_by_name(name).expect("a column").clone();
-        assert_eq!(column("_offset").as_primitive::<Int64Type>().values().as_ref(), [10, 14]);
-        assert_eq!(column("_partition").as_primitive::<Int32Type>().values().as_ref(), [2, 2]);
-        assert_eq!(column("timestamp_str").as_string::<i32>().value(0), "t");
-        assert!(column("event_id").is_null(1));
-        assert_eq!(column("_key").as_string::<i32>().value(1), "user");
-        assert_eq!(column("_kafka_timestamp").as_primitive::<TimestampMicrosecondType>().value(0), 1_500_000);
-        let [letters] = all.letters.as_slice() else { panic!("{} batches", all.letters.len()) };
-        assert_eq!(letters.schema(), TopicSpec::spotify().letters_spec().schema);
-        let reasons = letters.column_by_name("reason").expect("a column").as_string::<i32>().clone();
-        assert_eq!(reasons.iter().flatten().collect::<Vec<_>>(), ["tombstone", "empty", "too_large"]);
-        let payloads = letters.column_by_name("payload").expect("a column").as_binary::<i32>().clone();
-        assert!(payloads.is_null(0));
-        assert_eq!(payloads.value(1), b"");
-        assert_eq!(all.dead_letters, BTreeMap::from([(2, 3)]));
-    }
-
-    #[test]
-    fn a_recorded_letter_is_neither_repeated_nor_taken_as_a_row() {
-        let messages = [message(10, Some("{}")), message(11, Some("nonsense")), message(12, Some("nonsense"))];
-        let recorded = messages[..2].iter().map(|record| ((2, record.offset, 0), record.fingerprint())).collect();
-        let all = decoded(&messages, &recorded);
-        assert!(all.rows.is_empty());
-        assert_eq!(all.letters[0].num_rows(), 1);
-        assert_eq!(all.dead_letters, BTreeMap::from([(2, 3)]));
-        assert_eq!(all.letter_partitions, BTreeMap::from([(2, 1)]));
-    }
 }

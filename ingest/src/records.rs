@@ -25,6 +25,11 @@ pub struct Record<'a> {
 }
 
 impl Record<'_> {
+    /// The size of its key, payload and headers.
+    pub fn bytes(&self) -> usize {
+        self.key.map_or(0, <[u8]>::len) + self.payload.map_or(0, <[u8]>::len) + self.headers.map_or(0, str::len)
+    }
+
     /// By this the same message is known again: a hash of its timestamp, key and payload, in hexadecimal.
     ///
     /// A topic that was deleted and made again holds other messages at the same offsets.

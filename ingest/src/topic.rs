@@ -68,6 +68,8 @@ pub enum Format {
     /// One JSON object a message.
     #[default]
     Json,
+    /// One JSON object a line, so that a message can hold several.
+    Ndjson,
 }
 
 /// A field of the payload and the column that it lands in. Every column is text, as it came: types are the models' business.

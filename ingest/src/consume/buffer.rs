@@ -2,12 +2,13 @@
 
 use tokio::time::Instant;
 
+use super::encode::{Encoding, Slot, Work};
 use crate::records::Records;
 
-/// Messages that are not yet handed to a writer.
+/// Messages that are not yet handed to a writer: on their way into files, chunk after chunk as they come.
 #[derive(Default)]
 pub(super) struct Buffer {
-    pub(super) records: Vec<Records>,
+    pub(super) work: Work,
     pub(super) rows: usize,
     pub(super) bytes: usize,
     /// When the first one came.
@@ -15,13 +16,14 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
-    pub(super) fn push(&mut self, records: Records) {
+    /// Takes messages in. `begin` makes the batch if they are the first ones; `slot` is given back when they are encoded.
+    pub(super) fn push(&mut self, records: Records, slot: Slot, begin: impl FnOnce() -> Encoding) {
         if records.is_empty() {
             return;
         }
         self.rows += records.len();
         self.bytes += records.bytes();
         self.since.get_or_insert_with(Instant::now);
-        self.records.push(records);
+        self.work.push(records, slot, begin);
     }
 }

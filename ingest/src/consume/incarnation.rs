@@ -1,5 +1,6 @@
 //! Rows and letters of a partition that was made anew say so, since their offsets were there before. Pure.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -15,19 +16,15 @@ pub(super) fn column() -> Field {
     Field::new(INCARNATION_COLUMN, DataType::Int32, true)
 }
 
-/// The batches with that column, if one of these partitions was ever made anew. `partition` names the column of the partition.
-pub(super) fn mark(
-    batches: Vec<RecordBatch>,
+/// The batch with that column, if one of these partitions was ever made anew. `partition` names the column of the partition.
+pub(super) fn mark<'a>(
+    batch: &'a RecordBatch,
     partition: &str,
     incarnations: &BTreeMap<i32, i32>,
-) -> Result<Vec<RecordBatch>> {
+) -> Result<Cow<'a, RecordBatch>> {
     if incarnations.is_empty() {
-        return Ok(batches);
+        return Ok(Cow::Borrowed(batch));
     }
-    batches.into_iter().map(|batch| mark_one(&batch, partition, incarnations)).collect()
-}
-
-fn mark_one(batch: &RecordBatch, partition: &str, incarnations: &BTreeMap<i32, i32>) -> Result<RecordBatch> {
     let partitions = batch.column_by_name(partition).and_then(|column| column.as_primitive_opt::<Int32Type>());
     let partitions =
         partitions.ok_or_else(|| Error::new(ErrorKind::Bug, format!("decoded rows have no column {partition}")))?;
@@ -40,6 +37,7 @@ fn mark_one(batch: &RecordBatch, partition: &str, incarnations: &BTreeMap<i32, i
     let mut columns = batch.columns().to_vec();
     columns.push(Arc::new(of_rows));
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
+        .map(Cow::Owned)
         .map_err(|source| Error::with_source(ErrorKind::Bug, "decoded columns do not fit their table", source))
 }
 
@@ -51,10 +49,10 @@ mod tests {
     fn only_rows_of_what_was_made_anew_are_marked() {
         let schema = Arc::new(Schema::new(vec![Field::new("_partition", DataType::Int32, true)]));
         let batch = RecordBatch::try_new(schema, vec![Arc::new(Int32Array::from(vec![0, 1, 0]))]).expect("valid rows");
-        let unmarked = mark(vec![batch.clone()], "_partition", &BTreeMap::new()).expect("nothing to do");
-        assert_eq!(unmarked, std::slice::from_ref(&batch));
-        let marked = mark(vec![batch], "_partition", &BTreeMap::from([(1, 2)])).expect("marked");
-        let column = marked[0].column_by_name(INCARNATION_COLUMN).expect("a column").as_primitive::<Int32Type>();
+        let unmarked = mark(&batch, "_partition", &BTreeMap::new()).expect("nothing to do");
+        assert_eq!(*unmarked, batch);
+        let marked = mark(&batch, "_partition", &BTreeMap::from([(1, 2)])).expect("marked");
+        let column = marked.column_by_name(INCARNATION_COLUMN).expect("a column").as_primitive::<Int32Type>();
         assert_eq!(column.iter().collect::<Vec<_>>(), [None, Some(2), None]);
     }
 }

@@ -34,6 +34,8 @@ const CHUNK_BYTES: usize = 1 << 20;
 const CHUNKS_A_COMMIT: usize = 4;
 /// A chunk that does not fill up is handed on after this time.
 const CHUNK_AGE: Duration = Duration::from_millis(10);
+/// The age of a chunk is looked at when so many messages came in without a pause.
+const MESSAGES_A_LOOK: usize = 128;
 /// So many chunks wait in the queue.
 const CHUNKS_WAITING: usize = 8;
 /// So long at most the thread sleeps in librdkafka before it looks for commands.
@@ -177,9 +179,14 @@ impl Thread {
 
     fn turn(&mut self) -> Result<(), Gone> {
         self.obey()?;
-        let timeout = if self.chunk.is_empty() { NAP } else { CHUNK_AGE };
+        // Each call with a timeout looks at the clock once more, which costs as much as all else that we do with a message.
+        let mut waited = false;
+        let polled = self.consumer.poll(Duration::ZERO).or_else(|| {
+            waited = true;
+            self.consumer.poll(if self.chunk.is_empty() { NAP } else { CHUNK_AGE })
+        });
         let mut idle = false;
-        match self.consumer.poll(timeout) {
+        match polled {
             Some(Ok(message)) => {
                 if self.chunk.is_empty() {
                     self.chunk_since = Instant::now();
@@ -193,8 +200,8 @@ impl Thread {
             None => idle = true,
         }
         let full = self.chunk.len() >= self.chunk_messages || self.chunk.bytes() >= self.chunk_bytes;
-        // A look at the clock costs as much as a message, so only every fourth one pays for it.
-        let look = !self.chunk.is_empty() && self.chunk.len().is_multiple_of(4);
+        // Where messages need no waiting for, a chunk is soon full, and its age is looked at now and then only.
+        let look = !self.chunk.is_empty() && (waited || self.chunk.len().is_multiple_of(MESSAGES_A_LOOK));
         if full || idle || look && self.chunk_since.elapsed() >= CHUNK_AGE {
             self.hand_on()?;
         }

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lakehouse::ConsumedRange;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::buffer::Buffer;
+use super::encode::{CHUNKS_AT_WORK, Encoding, Slot};
 use super::intake::Intake;
 use super::source::{Broker, Command, Polled, Revocation, Source};
 use super::start;
@@ -38,7 +39,8 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// All that can happen.
 enum Event {
-    Polled(Polled),
+    /// What the reader has to say. If it is messages, there is a slot for them to be encoded in.
+    Polled(Polled, Slot),
     Written(Result<Written>),
     Probed(Result<Probed>),
     ProbeDue,
@@ -76,6 +78,8 @@ pub(super) struct Consuming {
     bound: Bound,
     recorded: Arc<Recorded>,
     buffer: Buffer,
+    /// One for each chunk that may be at work.
+    slots: Arc<Semaphore>,
     /// The batch that is being written: one at most, since the next one is bound to what it commits.
     writing: JoinSet<Result<Written>>,
     /// The question that is under way at the broker: one at most.
@@ -111,6 +115,7 @@ impl Consuming {
             bound: Bound::default(),
             recorded: Arc::default(),
             buffer: Buffer::default(),
+            slots: Arc::new(Semaphore::new(CHUNKS_AT_WORK)),
             writing: JoinSet::new(),
             probing: JoinSet::new(),
             next_probe: Instant::now() + PROBE_INTERVAL,
@@ -161,15 +166,13 @@ impl Consuming {
             Some(probed) = self.probing.join_next() => Event::Probed(flatten(probed)),
             () = tokio::time::sleep_until(flush_at.unwrap_or(self.next_probe)), if flush_at.is_some() && !is_writing => Event::FlushDue,
             () = tokio::time::sleep_until(self.next_probe) => Event::ProbeDue,
-            polled = self.source.next(), if has_room => Event::Polled(polled.unwrap_or_else(|| {
-                Polled::Failed(Error::new(ErrorKind::Bug, "the thread that polls Kafka has ended"))
-            })),
+            event = polled(self.source.as_mut(), &self.slots), if has_room => event,
         }
     }
 
     async fn handle(&mut self, event: Event) -> Result<Next> {
         match event {
-            Event::Polled(polled) => self.take(polled).await?,
+            Event::Polled(polled, slot) => self.take(polled, slot).await?,
             Event::Written(written) => self.settle(written).await?,
             Event::Probed(probed) => self.learn(probed).await?,
             Event::ProbeDue => self.ask_broker()?,
@@ -192,13 +195,15 @@ impl Consuming {
         self.writing.is_empty()
     }
 
-    async fn take(&mut self, polled: Polled) -> Result<()> {
+    async fn take(&mut self, polled: Polled, slot: Slot) -> Result<()> {
         match polled {
             Polled::Records { epoch, mut records } if epoch == self.epoch => {
                 match self.intake.admit(&mut records) {
                     Ok(repeats) => {
                         self.totals.repeats += repeats;
-                        self.buffer.push(records);
+                        let incarnations = &self.bound.incarnations;
+                        let begin = || Encoding::new(self.sink.clone(), self.recorded.clone(), incarnations.clone());
+                        self.buffer.push(records, slot, begin);
                     }
                     // The start looks at the other partitions too, and says what is gone.
                     Err(stranger) => {
@@ -303,12 +308,7 @@ impl Consuming {
             return;
         }
         let buffer = std::mem::take(&mut self.buffer);
-        let batch = Batch {
-            bound: self.bound.clone(),
-            ranges: self.intake.take_ranges(),
-            records: buffer.records,
-            recorded: self.recorded.clone(),
-        };
+        let batch = Batch { bound: self.bound.clone(), ranges: self.intake.take_ranges(), work: buffer.work };
         self.writing.spawn(write::write(self.sink.clone(), batch));
     }
 
@@ -434,7 +434,7 @@ impl Consuming {
             })
             .collect();
         self.progress.send_replace(Progress {
-            events: totals.rows + totals.dead_letters,
+            events: totals.messages,
             dead_letters: totals.dead_letters,
             events_per_second: totals.events_per_second(),
             lag: partitions.values().map(|one| (one.end_offset - one.next_offset).max(0)).sum(),
@@ -465,6 +465,13 @@ impl Draining {
         let Totals { rows, dead_letters, holes, commits, repeats, lost, committed, .. } = totals;
         Ok(Summary { ended, rows, dead_letters, holes, commits, repeats, lost, next_offsets: committed })
     }
+}
+
+/// What the reader has to say next, once there is a slot for it. Nothing is lost where this is not awaited to its end.
+async fn polled(source: &mut dyn Source, slots: &Arc<Semaphore>) -> Event {
+    let slot = slots.clone().acquire_owned().await.expect("nobody closes the slots");
+    let ended = || Polled::Failed(Error::new(ErrorKind::Bug, "the thread that polls Kafka has ended"));
+    Event::Polled(source.next().await.unwrap_or_else(ended), slot)
 }
 
 /// A task that was broken off or panicked is an error like any other.

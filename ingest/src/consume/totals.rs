@@ -8,6 +8,7 @@ use tokio::time::Instant;
 /// What a run has done so far.
 #[derive(Default)]
 pub(super) struct Totals {
+    pub(super) messages: u64,
     pub(super) rows: u64,
     pub(super) dead_letters: u64,
     pub(super) holes: u64,
@@ -26,6 +27,7 @@ impl Totals {
         self.commits += 1;
         self.table_version = Some(table_version);
         for range in ranges {
+            self.messages += range.messages();
             self.rows += range.rows;
             self.dead_letters += range.dead_letters;
             self.holes += range.holes;
@@ -40,7 +42,7 @@ impl Totals {
 
     /// Over about five seconds, so that a commit a second does not make the number jump.
     pub(super) fn measure_rate(&mut self) {
-        let (now, events) = (Instant::now(), self.rows + self.dead_letters);
+        let (now, events) = (Instant::now(), self.messages);
         let (before, since, rate) = self.rate.unwrap_or((events, now, 0.0));
         let seconds = (now - since).as_secs_f64();
         if seconds == 0.0 {

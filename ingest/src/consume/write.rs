@@ -1,4 +1,4 @@
-//! One batch into the lake: decoded, letters first, then rows and offsets in one commit.
+//! One batch into the lake: letters first, then rows and offsets in one commit.
 //!
 //! A batch is bound to the versions at which the ledgers were read. Whoever finds another commit of the same ledger there
 //! is a stale owner: nothing is repeated, the batch is dropped and its messages are read again from the new ledger.
@@ -7,18 +7,19 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use lakehouse::{
-    Commit, ConsumedRange, INGEST_KEY, IngestInfo, Lake, Operation, Outcome, SessionFactory, StageOptions, Table,
+    Commit, ConsumedRange, EncodedFile, INGEST_KEY, IngestInfo, Lake, Operation, Outcome, SessionFactory, Table,
     TableVersion, cluster_app_id, fingerprint_app_id, incarnation_app_id, ingest_app_id,
 };
 
 use super::commit::Committer;
+use super::encode::{Encoded, Work};
 use super::identity::Gap;
 use super::incarnation;
 use super::intake::Range;
 use super::limit::{Counted, Limit};
 use crate::columns;
-use crate::decode::{self, Decoded, Decoder, Recorded};
-use crate::records::{Records, digest, digest_of_text};
+use crate::decode::{self, Counts, Decoder};
+use crate::records::{digest, digest_of_text};
 use crate::topic::TopicSpec;
 use crate::{Error, ErrorKind, Result};
 
@@ -35,17 +36,17 @@ pub(super) struct Sink {
     cluster_id: String,
     /// Others may add columns, which is seen with the next look at the ledger.
     columns: Mutex<Columns>,
-    decoder: Box<dyn Decoder>,
+    pub(super) decoder: Box<dyn Decoder>,
     limit: Limit,
-    clock: Arc<dyn lakehouse::Clock>,
+    pub(super) clock: Arc<dyn lakehouse::Clock>,
     committer: Arc<dyn Committer>,
 }
 
 /// The tables as they were last seen. Only their columns count.
 #[derive(Clone)]
-struct Columns {
-    rows: Arc<TableVersion>,
-    letters: Arc<TableVersion>,
+pub(super) struct Columns {
+    pub(super) rows: Arc<TableVersion>,
+    pub(super) letters: Arc<TableVersion>,
 }
 
 impl Columns {
@@ -75,8 +76,7 @@ pub(super) struct Bound {
 pub(super) struct Batch {
     pub(super) bound: Bound,
     pub(super) ranges: Vec<Range>,
-    pub(super) records: Vec<Records>,
-    pub(super) recorded: Arc<Recorded>,
+    pub(super) work: Work,
 }
 
 /// How a batch ended.
@@ -120,7 +120,7 @@ impl Sink {
         Ok(())
     }
 
-    fn columns(&self) -> Columns {
+    pub(super) fn columns(&self) -> Columns {
         self.columns.lock().expect("no holder of this lock panics").clone()
     }
 }
@@ -130,28 +130,18 @@ impl Sink {
 /// # Errors
 /// After an error nobody knows what of the batch is in the lake. The ledgers do: they have to be read again.
 pub(super) async fn write(sink: Arc<Sink>, batch: Batch) -> Result<Written> {
-    let Batch { mut bound, ranges, records, recorded } = batch;
-    let (decoding_sink, decoding_ranges) = (sink.clone(), ranges.clone());
-    let incarnations = bound.incarnations.clone();
-    let decoding = move || {
-        let mut decoded = decode_all(&decoding_sink, &records, &recorded)?;
-        decoded.rows = incarnation::mark(decoded.rows, "_partition", &incarnations)?;
-        decoded.letters = incarnation::mark(decoded.letters, "partition", &incarnations)?;
-        let consumed = consumed(&decoded, &decoding_ranges, &incarnations);
-        Result::Ok((decoded, consumed))
-    };
-    let (decoded, consumed) = tokio::task::spawn_blocking(decoding)
-        .await
-        .map_err(|source| Error::with_source(ErrorKind::Bug, "decoding was broken off", source))??;
+    let Batch { mut bound, ranges, work } = batch;
+    let Encoded { rows, letters, counts, reasons } = work.finish().await?;
+    let consumed = consumed(&ranges, &counts, &bound.incarnations);
     let counted = Counted::of(&consumed);
-    sink.limit.check(counted, &decoded.letters)?;
-    if !decoded.letters.is_empty() {
-        match sink.write_letters(&mut bound, &ranges, &decoded).await? {
+    sink.limit.check(counted, &reasons)?;
+    if !letters.is_empty() {
+        match sink.write_letters(&mut bound, &ranges, &counts, letters).await? {
             Outcome::Committed(version) => bound.letters = version,
             Outcome::Lost { winner } => return Ok(Written::Lost { table: sink.letters.name().to_string(), winner }),
         }
     }
-    match sink.write_rows(&bound, &consumed, decoded).await? {
+    match sink.write_rows(&bound, &consumed, rows).await? {
         Outcome::Committed(version) => {
             bound.bronze = version;
             bound.cluster = sink.cluster().or(bound.cluster);
@@ -162,26 +152,17 @@ pub(super) async fn write(sink: Arc<Sink>, batch: Batch) -> Result<Written> {
     }
 }
 
-fn decode_all(sink: &Sink, records: &[Records], recorded: &Recorded) -> Result<Decoded> {
-    let mut decoded = Decoded::default();
-    let now = sink.clock.now();
-    for records in records {
-        decode::decode(sink.decoder.as_ref(), &sink.topic, records, recorded, now, &mut decoded)?;
-    }
-    Ok(decoded)
-}
-
-/// What became of each range.
-fn consumed(decoded: &Decoded, ranges: &[Range], incarnations: &BTreeMap<i32, i32>) -> Vec<ConsumedRange> {
+/// What became of the offsets of `ranges`.
+fn consumed(ranges: &[Range], counts: &BTreeMap<i32, Counts>, incarnations: &BTreeMap<i32, i32>) -> Vec<ConsumedRange> {
     let one = |range: &Range| {
-        let dead_letters = decoded.dead_letters.get(&range.partition).copied().unwrap_or(0);
+        let Counts { rows, dead_letters, .. } = counts.get(&range.partition).copied().unwrap_or_default();
         ConsumedRange {
             partition: range.partition,
             from: range.from,
             to: range.to,
             incarnation: incarnations.get(&range.partition).copied().unwrap_or(0),
             messages: Some(range.records),
-            rows: range.records - dead_letters,
+            rows,
             dead_letters,
             holes: range.holes,
             end_offset: range.end_offset,
@@ -192,11 +173,17 @@ fn consumed(decoded: &Decoded, ranges: &[Range], incarnations: &BTreeMap<i32, i3
 }
 
 impl Sink {
-    async fn write_letters(&self, bound: &mut Bound, ranges: &[Range], decoded: &Decoded) -> Result<Outcome> {
-        let batches = decoded.letters.clone();
+    async fn write_letters(
+        &self,
+        bound: &mut Bound,
+        ranges: &[Range],
+        counts: &BTreeMap<i32, Counts>,
+        files: Vec<EncodedFile>,
+    ) -> Result<Outcome> {
         let mut commit = Commit::new(Operation::Write);
-        commit.adds = self.letters.stage_batches(&self.columns().letters, batches, &StageOptions::default()).await?;
-        for range in ranges.iter().filter(|range| decoded.letter_partitions.contains_key(&range.partition)) {
+        commit.adds = self.letters.upload(files).await?;
+        let has_letters = |range: &&Range| counts.get(&range.partition).is_some_and(|counts| counts.new_letters > 0);
+        for range in ranges.iter().filter(has_letters) {
             let upto = bound.letters_ledger.entry(range.partition).or_insert(range.to);
             *upto = range.to.max(*upto);
             commit.transactions.insert(ingest_app_id(&self.topic.name, range.partition), *upto);
@@ -207,12 +194,9 @@ impl Sink {
         self.committer.append(&self.letters, bound.letters, commit).await
     }
 
-    async fn write_rows(&self, bound: &Bound, consumed: &[ConsumedRange], decoded: Decoded) -> Result<Outcome> {
+    async fn write_rows(&self, bound: &Bound, consumed: &[ConsumedRange], files: Vec<EncodedFile>) -> Result<Outcome> {
         let mut commit = Commit::new(Operation::Write);
-        if !decoded.rows.is_empty() {
-            let options = StageOptions::default();
-            commit.adds = self.bronze.stage_batches(&self.columns().rows, decoded.rows, &options).await?;
-        }
+        commit.adds = self.bronze.upload(files).await?;
         let topic = &self.topic.name;
         for range in consumed {
             commit.transactions.insert(ingest_app_id(topic, range.partition), range.to);

@@ -1,4 +1,6 @@
-//! One JSON object a message, read straight into columns: no tree of values is built, and text is copied once.
+//! JSON, one object a message or one a line, read straight into columns: no tree of values is built, and text is copied once.
+//!
+//! Objects of plain strings go a shorter way (`flat`), with the same result.
 //!
 //! The order of blame is fixed, so that a message has one reason whatever reads it: not UTF-8, not JSON, not an object,
 //! wrong type, too deep. Of a name that stands in the object twice, the last value counts, as in most JSON readers.
@@ -10,30 +12,135 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{Decoder, Poison, Reason, Row};
+use super::flat::FlatObjects;
+use super::landing::WHOLE;
+use super::{Decoder, Landing, Message, Messages, Poison, Reason, Row};
 use crate::Result;
 use crate::topic::{FieldKind, FieldSpec};
 
 /// Text that goes into a column as JSON is nested at most so deep; most JSON readers stop there (serde_json's own limit).
 const DEPTH_MAX: usize = 128;
 
-/// Reads JSON objects by the names and kinds of a topic's fields.
+/// Each row repeats its message's key and headers. All together may have so many bytes; with a large key and lines of two
+/// bytes, one message would fill the disk.
+const REPEATED_BYTES_MAX: usize = 64 << 20;
+
+/// One JSON object a message. By the names and kinds of a topic's fields.
 #[derive(Debug)]
 pub struct JsonDecoder {
-    fields: Vec<FieldSpec>,
+    objects: Objects,
 }
 
 impl JsonDecoder {
     /// A decoder for these fields.
     pub fn new(fields: &[FieldSpec]) -> Self {
-        Self { fields: fields.to_vec() }
+        Self { objects: Objects::new(fields) }
     }
 }
 
 impl Decoder for JsonDecoder {
-    fn decode<'a>(&self, payload: &'a [u8], row: &mut Row<'a>) -> Result<(), Poison> {
+    fn decode(&self, messages: &Messages<'_>, landing: &mut Landing<'_>) -> Result<()> {
+        let mut row = self.objects.row();
+        for message in messages.iter() {
+            self.objects.land(&message, WHOLE, &mut row, landing)?;
+        }
+        Ok(())
+    }
+}
+
+/// One JSON object a line (NDJSON, JSON Lines): each line is a row or a letter of its own, numbered from 0. Lines of nothing
+/// but white space do not count; a message without any other is a letter itself.
+#[derive(Debug)]
+pub struct NdjsonDecoder {
+    objects: Objects,
+}
+
+impl NdjsonDecoder {
+    /// A decoder for these fields.
+    pub fn new(fields: &[FieldSpec]) -> Self {
+        Self { objects: Objects::new(fields) }
+    }
+}
+
+impl Decoder for NdjsonDecoder {
+    fn decode(&self, messages: &Messages<'_>, landing: &mut Landing<'_>) -> Result<()> {
+        let mut row = self.objects.row();
+        for message in messages.iter() {
+            if let Err(poison) = check_lines(&message) {
+                landing.letter(&message, WHOLE, &poison)?;
+                continue;
+            }
+            for (index, line) in (0..).zip(lines(message.payload())) {
+                self.objects.land(&message.part(line), index, &mut row, landing)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The lines that count, without what ends them.
+fn lines(payload: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let lines = payload.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    lines.filter(|line| !line.trim_ascii().is_empty())
+}
+
+/// What makes all of a message a letter.
+fn check_lines(message: &Message<'_>) -> Result<(), Poison> {
+    if lines(message.payload()).next().is_none() {
+        return Err(Poison::new(Reason::Empty, "the payload has no line with anything on it"));
+    }
+    let repeated = message.repeated_bytes();
+    // Few messages need their lines counted: a line takes three bytes at least.
+    if repeated.saturating_mul(message.payload().len() / 3) <= REPEATED_BYTES_MAX {
+        return Ok(());
+    }
+    let rows = lines(message.payload()).count();
+    if repeated.saturating_mul(rows) <= REPEATED_BYTES_MAX {
+        return Ok(());
+    }
+    let error = format!(
+        "the payload has {rows} lines, and each would repeat {repeated} bytes of key and headers: together the limit is \
+         {REPEATED_BYTES_MAX}"
+    );
+    Err(Poison::new(Reason::TooLarge, error))
+}
+
+/// Reads JSON objects.
+#[derive(Debug)]
+struct Objects {
+    fields: Vec<FieldSpec>,
+    flat: FlatObjects,
+}
+
+impl Objects {
+    fn new(fields: &[FieldSpec]) -> Self {
+        Self { fields: fields.to_vec(), flat: FlatObjects::new(fields) }
+    }
+
+    fn row<'a>(&self) -> Row<'a> {
+        Row::of(self.fields.len())
+    }
+
+    fn land<'a>(&self, message: &Message<'a>, index: i32, row: &mut Row<'a>, landing: &mut Landing<'_>) -> Result<()> {
+        row.clear();
+        match self.read(message.payload(), row) {
+            Ok(()) => landing.row(message, index, row),
+            Err(poison) => landing.letter(message, index, &poison),
+        }
+    }
+
+    /// Reads one object into `row`, which is empty. What it leaves there on an error is thrown away.
+    fn read<'a>(&self, payload: &'a [u8], row: &mut Row<'a>) -> Result<(), Poison> {
         let text = std::str::from_utf8(payload)
             .map_err(|error| Poison::new(Reason::NotUtf8, format!("byte {} is not UTF-8", error.valid_up_to())))?;
+        if self.flat.read(text, &mut row.values) {
+            return Ok(());
+        }
+        row.clear();
+        self.read_any(text, row)
+    }
+
+    fn read_any<'a>(&self, text: &'a str, row: &mut Row<'a>) -> Result<(), Poison> {
         let mut fault = None;
         let mut json = serde_json::Deserializer::from_str(text);
         json.deserialize_any(MessageVisitor { fields: &self.fields, row, fault: &mut fault })
@@ -325,7 +432,7 @@ mod tests {
         let mut fields = vec![FieldSpec::string("a")];
         fields.extend(kinds.map(|(name, kind)| FieldSpec { kind, ..FieldSpec::string(name) }));
         let mut row = Row::of(fields.len());
-        let shown = match JsonDecoder::new(&fields).decode(payload.as_ref(), &mut row) {
+        let shown = match Objects::new(&fields).read(payload.as_ref(), &mut row) {
             Ok(()) => {
                 let values = fields
                     .iter()
@@ -416,5 +523,40 @@ mod tests {
         );
         check(deep(100_000), expect!["not_object: the payload is an array, not an object"]);
         assert_eq!(depth(r#"{"k":"[[[\"{{","l":[{}]}"#), 3);
+    }
+
+    /// Of each text all that differ from it in a byte: left out, doubled, or another.
+    fn neighbours(text: &str) -> impl Iterator<Item = Vec<u8>> {
+        const OTHERS: &[u8] = b"{}[]\":,\\ \n\x01\x1f\x7f\xc3\xa9anul0";
+        let bytes = text.as_bytes().to_vec();
+        (0..bytes.len()).flat_map(move |place| {
+            let with = |part: &[u8]| [&bytes[..place], part, &bytes[place + 1..]].concat();
+            let others = OTHERS.iter().map(|other| with(&[*other]));
+            others.chain([with(&[]), with(&[bytes[place], bytes[place]])]).collect::<Vec<_>>()
+        })
+    }
+
+    #[test]
+    fn the_short_way_reads_what_the_long_way_reads() {
+        let number = FieldSpec { kind: FieldKind::Number, ..FieldSpec::string("n") };
+        let any = FieldSpec { kind: FieldKind::Any, ..FieldSpec::string("anul") };
+        let objects = Objects::new(&[FieldSpec::string("a"), number, any]);
+        let mut both = 0;
+        for text in [
+            r#"{"a":"one","anul":"é 1"}"#,
+            r#"{"anul": null, "a": "{\\", "a": ""}"#,
+            r#"{"a":"x","a":null,"n":null,"anul":"n"}"#,
+        ] {
+            for payload in neighbours(text) {
+                let Ok(payload) = std::str::from_utf8(&payload) else { continue };
+                let (mut short, mut long) = (objects.row(), objects.row());
+                if objects.flat.read(payload, &mut short.values) {
+                    assert_eq!(objects.read_any(payload, &mut long), Ok(()), "{payload}");
+                    assert_eq!((short.values, ""), (long.values, long.rescued.as_str()), "{payload}");
+                    both += 1;
+                }
+            }
+        }
+        assert!(both > 100, "only {both} went the short way");
     }
 }

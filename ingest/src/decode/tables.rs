@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BinaryBuilder, Date32Array, Int32Array, Int32Builder, Int64Builder, StringBuilder,
+    ArrayBuilder as _, ArrayRef, BinaryBuilder, Date32Array, Int32Builder, Int64Builder, StringBuilder,
     TimestampMicrosecondArray, TimestampMicrosecondBuilder,
 };
 use arrow::datatypes::SchemaRef;
@@ -12,7 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, Utc};
 
-use super::{INDEX, Poison, Row};
+use super::{Poison, Row};
 use crate::records::Record;
 use crate::topic::{TopicSpec, ZONE};
 use crate::{Error, ErrorKind, Result};
@@ -30,7 +30,9 @@ pub(super) struct Rows {
     headers: StringBuilder,
     partition: Int32Builder,
     offset: Int64Builder,
+    index: Int32Builder,
     kafka_timestamp: TimestampMicrosecondBuilder,
+    bytes: usize,
 }
 
 impl Rows {
@@ -44,7 +46,9 @@ impl Rows {
             headers: StringBuilder::new(),
             partition: Int32Builder::new(),
             offset: Int64Builder::new(),
+            index: Int32Builder::new(),
             kafka_timestamp: TimestampMicrosecondBuilder::new(),
+            bytes: 0,
         }
     }
 
@@ -52,7 +56,13 @@ impl Rows {
         self.offset.values_slice().len()
     }
 
-    pub(super) fn push(&mut self, record: &Record<'_>, row: &Row<'_>) {
+    /// About how many bytes the rows have.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn push(&mut self, record: &Record<'_>, index: i32, row: &Row<'_>) {
+        self.bytes += record.bytes();
         for (builder, value) in self.fields.iter_mut().zip(&row.values) {
             builder.append_option(value.as_deref());
         }
@@ -65,20 +75,21 @@ impl Rows {
         self.headers.append_option(record.headers);
         self.partition.append_value(record.partition);
         self.offset.append_value(record.offset);
+        self.index.append_value(index);
         self.kafka_timestamp.append_option(micros(record));
     }
 
     pub(super) fn finish(&mut self) -> Result<RecordBatch> {
         let rows = self.len();
-        let mut columns: Vec<ArrayRef> =
-            self.fields.iter_mut().map(|builder| Arc::new(builder.finish()) as ArrayRef).collect();
+        self.bytes = 0;
+        let mut columns: Vec<ArrayRef> = self.fields.iter_mut().map(finish_text).collect();
         columns.extend([
             Arc::new(self.rescued.finish()) as ArrayRef,
-            Arc::new(self.key.finish()),
+            finish_text(&mut self.key),
             Arc::new(self.headers.finish()),
             Arc::new(self.partition.finish()),
             Arc::new(self.offset.finish()),
-            Arc::new(Int32Array::from(vec![INDEX; rows])),
+            Arc::new(self.index.finish()),
             Arc::new(self.kafka_timestamp.finish().with_timezone(ZONE)),
         ]);
         columns.extend(ingest_columns(self.ingested_at, rows));
@@ -94,12 +105,14 @@ pub(super) struct Letters {
     topics: StringBuilder,
     partition: Int32Builder,
     offset: Int64Builder,
+    index: Int32Builder,
     key: BinaryBuilder,
     headers: StringBuilder,
     payload: BinaryBuilder,
     reason: StringBuilder,
     error: StringBuilder,
     kafka_timestamp: TimestampMicrosecondBuilder,
+    bytes: usize,
 }
 
 impl Letters {
@@ -111,12 +124,14 @@ impl Letters {
             topics: StringBuilder::new(),
             partition: Int32Builder::new(),
             offset: Int64Builder::new(),
+            index: Int32Builder::new(),
             key: BinaryBuilder::new(),
             headers: StringBuilder::new(),
             payload: BinaryBuilder::new(),
             reason: StringBuilder::new(),
             error: StringBuilder::new(),
             kafka_timestamp: TimestampMicrosecondBuilder::new(),
+            bytes: 0,
         }
     }
 
@@ -124,10 +139,17 @@ impl Letters {
         self.offset.values_slice().len()
     }
 
-    pub(super) fn push(&mut self, record: &Record<'_>, poison: &Poison) {
+    /// About how many bytes the letters have.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn push(&mut self, record: &Record<'_>, index: i32, poison: &Poison) {
+        self.bytes += record.bytes() + poison.error.len();
         self.topics.append_value(&self.topic);
         self.partition.append_value(record.partition);
         self.offset.append_value(record.offset);
+        self.index.append_value(index);
         self.key.append_option(record.key);
         self.headers.append_option(record.headers);
         self.payload.append_option(record.payload);
@@ -138,11 +160,12 @@ impl Letters {
 
     pub(super) fn finish(&mut self) -> Result<RecordBatch> {
         let rows = self.len();
+        self.bytes = 0;
         let mut columns: Vec<ArrayRef> = vec![
             Arc::new(self.topics.finish()),
             Arc::new(self.partition.finish()),
             Arc::new(self.offset.finish()),
-            Arc::new(Int32Array::from(vec![INDEX; rows])),
+            Arc::new(self.index.finish()),
             Arc::new(self.key.finish()),
             Arc::new(self.headers.finish()),
             Arc::new(self.payload.finish()),
@@ -153,6 +176,13 @@ impl Letters {
         columns.extend(ingest_columns(self.ingested_at, rows));
         batch(&self.schema, columns)
     }
+}
+
+/// The text so far. The next batch is most likely as large, so it gets that room at once.
+fn finish_text(builder: &mut StringBuilder) -> ArrayRef {
+    let (rows, bytes) = (builder.len(), builder.values_slice().len());
+    let mut full = std::mem::replace(builder, StringBuilder::with_capacity(rows, bytes + bytes / 16));
+    Arc::new(full.finish())
 }
 
 /// Kafka's timestamp in the table's unit. One so large that it does not fit is as good as none.

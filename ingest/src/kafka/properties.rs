@@ -127,6 +127,8 @@ pub(crate) fn consumer_config(brokers: &str, group: &str, properties: &Propertie
     set_default(&mut config, properties, READ_AHEAD, &READ_AHEAD_KBYTES.to_string());
     set_default(&mut config, properties, "queued.min.messages", "50000");
     set_default(&mut config, properties, "fetch.wait.max.ms", "100");
+    // What a cluster may ask its clients for (KIP-714) is measured at each message, whether it asks or not.
+    set_default(&mut config, properties, "enable.metrics.push", "false");
     // A partition whose read-ahead is full would not be fetched for a whole second, and runs dry long before.
     set_default(&mut config, properties, "fetch.queue.backoff.ms", "10");
     Ok(config)

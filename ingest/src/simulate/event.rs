@@ -327,7 +327,8 @@ mod tests {
     use lakehouse::ManualClock;
 
     use super::*;
-    use crate::decode::{Row, decoder_for};
+    use crate::decode::{Decoded, Recorded, decode, decoder_for};
+    use crate::records::{Record, Records};
     use crate::topic::TopicSpec;
 
     fn simulator(seed: Option<u64>, dirty: f64) -> Simulator {
@@ -364,17 +365,24 @@ mod tests {
     #[test]
     fn each_kind_is_read_as_it_is_meant() {
         let topic = TopicSpec::spotify();
-        let decoder = decoder_for(&topic);
         let mut seen = BTreeMap::new();
         for message in simulator(Some(3), 0.9).take(2_000) {
             *seen.entry(message.kind).or_insert(0) += 1;
-            let mut row = Row { values: vec![None; topic.fields.len()], rescued: String::new() };
-            let payload = message.payload.unwrap_or_default();
-            let is_letter = payload.is_empty() || decoder.decode(&payload, &mut row).is_err();
-            assert_eq!(is_letter, message.kind.is_dead_letter(), "{}", String::from_utf8_lossy(&payload));
-            assert_eq!(!row.rescued.is_empty(), message.kind == Kind::UnknownField);
+            let mut records = Records::default();
+            let payload = message.payload.as_deref();
+            let key = Some(message.key.as_bytes());
+            records.push(&Record { partition: 0, offset: 0, timestamp_millis: None, key, payload, headers: None });
+            let mut decoded = Decoded::default();
+            let (decoder, now) = (decoder_for(&topic), DateTime::default());
+            decode(decoder.as_ref(), &topic, &records, &Recorded::new(), now, &mut decoded)
+                .expect("batches fit the schema");
+            let shown = String::from_utf8_lossy(payload.unwrap_or_default());
+            assert_eq!(decoded.rows.is_empty(), message.kind.is_dead_letter(), "{shown}");
+            let Some(row) = decoded.rows.first() else { continue };
+            let is_there = |column: &str| row.column_by_name(column).is_some_and(|values| values.is_valid(0));
+            assert_eq!(is_there("_rescued"), message.kind == Kind::UnknownField, "{shown}");
             if message.kind == Kind::Event {
-                assert!(row.values.iter().all(Option::is_some));
+                assert!(topic.fields.iter().all(|field| is_there(&field.column)), "{shown}");
             }
         }
         assert_eq!(seen.len(), Kind::ALL.len(), "{seen:?}");
