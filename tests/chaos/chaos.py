@@ -54,15 +54,22 @@ class Group:
     def __init__(self, members):
         self.members = members
         self.kills = self.kills_in_faults = self.revived = 0
+        # Who ended as it must not.
+        self.fallen = None
 
     def revive(self):
         """Starts those again that found no broker or no store. Any other end is a fault of theirs."""
         for member in self.members:
             status = member.exit_status()
-            if status is not None:
-                assert status == UNREACHABLE, f"{member.name} ended with status {status}\n{member.tail()}"
+            if status == UNREACHABLE:
                 self.revived += 1
                 member.start()
+            elif status is not None:
+                self.fallen = member
+        return self.fallen is None
+
+    def check(self):
+        assert self.fallen is None, f"{self.fallen.name} ended with status {self.fallen.exit_status()}\n{self.fallen.tail()}"
 
     def kill(self, member, fault):
         """SIGKILL, and a new start. It counts only if the process still ran."""
@@ -80,8 +87,8 @@ def kill_at_random(group, arguments, minio, faulty, producer):
     def may_go_on():
         """Something was committed since the last kill; or something is broken, and it is worth a kill just then."""
         nonlocal newest
-        group.revive()
-        faulty.check()
+        if not group.revive() or faulty.failure is not None:
+            return True
         now = minio.newest_commit(PLACE, "bronze/spotify_events")
         gone_on, newest = newest is not None and now != newest, now
         broken = faulty.present is not None and during[faulty.number] < KILLS_A_FAULT
@@ -90,6 +97,8 @@ def kill_at_random(group, arguments, minio, faulty, producer):
 
     while group.kills < arguments.kills:
         wait_for("the group has gone on", may_go_on, seconds=120, every=0.05, alive=producer)
+        group.check()
+        faulty.check()
         # A random moment and a random one of them: it may be in a batch, in a commit or in a rebalance.
         time.sleep(chance.uniform(0, MOMENT_SECONDS))
         victim = chance.choice(group.members)
@@ -103,10 +112,10 @@ def drained(lake, group, messages):
     """Waits until all is there, with whoever starts the consumers again at work."""
 
     def all_there():
-        group.revive()
-        return sum(lake.counts()) >= len(messages)
+        return not group.revive() or sum(lake.counts()) >= len(messages)
 
     wait_for(f"{len(messages)} messages are rows or dead letters", all_there, seconds=300, every=1)
+    group.check()
 
 
 class Run:
