@@ -217,6 +217,6 @@ def test_dead_letters_in_a_row(sent, ingest, minio, place):
     rows, _ = lake.counts()
     assert rows == partitions
     reasons = Counter(lake.frame("bronze.dead_letters", ["reason"])["reason"])
-    assert reasons == {"wrong_type": LETTERS}
+    assert reasons == {"not_json": LETTERS}
     # For the report of `make chaos`.
     print(f"REPORT {LETTERS:,} dead letters in a row: all accounted for, {peak / MIB:.0f} MiB at the peak, {seconds:.0f} s.")
