@@ -21,7 +21,7 @@ sys.path[:0] = [str(REPOSITORY / "tests" / "e2e"), str(REPOSITORY / "bench")]
 
 import faults  # noqa: E402
 from bench import machine  # noqa: E402
-from faults import Faults  # noqa: E402
+from faults import PATIENCE, Faults  # noqa: E402
 from group import SHORT_SESSIONS, Consumer  # noqa: E402
 from kafka_server import KafkaServer  # noqa: E402
 from messages import logged, produced  # noqa: E402
@@ -96,7 +96,7 @@ def kill_at_random(group, arguments, minio, faulty, producer):
         return gone_on or broken
 
     while group.kills < arguments.kills:
-        wait_for("the group has gone on", may_go_on, seconds=120, every=0.05, alive=producer)
+        wait_for("the group has gone on", may_go_on, seconds=PATIENCE, every=0.05, alive=producer)
         group.check()
         faulty.check()
         # A random moment and a random one of them: it may be in a batch, in a commit or in a rebalance.
@@ -114,7 +114,7 @@ def drained(lake, group, messages):
     def all_there():
         return not group.revive() or sum(lake.counts()) >= len(messages)
 
-    wait_for(f"{len(messages)} messages are rows or dead letters", all_there, seconds=300, every=1)
+    wait_for(f"{len(messages)} messages are rows or dead letters", all_there, seconds=PATIENCE, every=1)
     group.check()
 
 
@@ -149,7 +149,7 @@ class Run:
         self.faults.start()
         kill_at_random(self.group, self.arguments, self.minio, self.faults, self.producer)
         self.faults.finish()
-        self.producer.stop(seconds=30)
+        self.producer.stop(seconds=60)
         self.report = json.loads(self.producer.out())
         say(f"{self.group.kills} kills; the producer has ended: {self.report['delivered']} messages confirmed")
         log = logged(self.log)
@@ -157,7 +157,7 @@ class Run:
         lake = self.minio.lake(PLACE)
         drained(lake, self.group, self.messages)
         for member in self.group.members:
-            member.stop(seconds=10)
+            member.stop(seconds=60)
         self.found = compare(lake, log, self.messages)
         self.commits = len(lake.frame("bronze.spotify_events", ["_ingested_at"]).unique())
         self.verify = run("verify", cwd=self.folder, env=self.minio.environment(PLACE), timeout=600)

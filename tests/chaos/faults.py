@@ -2,6 +2,7 @@
 for longer than its session, and comes back as an owner of partitions that are no longer its own."""
 
 import contextlib
+import functools
 import random
 import signal
 import threading
@@ -16,6 +17,8 @@ ALL = (BROKER_STOPPED, BROKER_KILLED, BROKER_PAUSED, STORE_STOPPED, STORE_KILLED
 # Seconds from, to.
 QUIET = (2, 12)
 AWAY = (0.2, 4)
+# So long may a server take to come back: a busy machine is no fault of anybody.
+PATIENCE = 300
 # Longer and shorter than the session of a member.
 PAUSED = (0.2, 6)
 
@@ -64,7 +67,7 @@ class Faults(threading.Thread):
         self._say(f"{fault}, {paused if 'paused' in fault else away:.1f} s")
         match fault:
             case "broker stopped" | "MinIO stopped":
-                self._restart(self._server(fault), self._server(fault).stop, away)
+                self._restart(self._server(fault), functools.partial(self._server(fault).stop, PATIENCE), away)
             case "broker killed" | "MinIO killed":
                 self._restart(self._server(fault), self._server(fault).kill, away)
             case "broker paused" | "MinIO paused":
@@ -79,7 +82,7 @@ class Faults(threading.Thread):
         end()
         # What an outage is: time in which nothing answers.
         time.sleep(seconds)
-        server.start()
+        server.start(seconds=PATIENCE)
 
 
 def pause(child, seconds):

@@ -30,10 +30,10 @@ class MinioServer(Server):
         env = {"MINIO_ROOT_USER": access_key, "MINIO_ROOT_PASSWORD": secret_key}
         super().__init__("server", *listen, self.data, cwd=folder, env=env, binary=PROGRAM, name="minio")
 
-    def start(self):
+    def start(self, seconds=60):
         """Starts it, and waits until it answers."""
         super().start()
-        wait_for("MinIO answers", self._is_ready, seconds=60, alive=self)
+        wait_for("MinIO answers", self._is_ready, seconds=seconds, alive=self)
         return self
 
     def _is_ready(self):
