@@ -2,7 +2,7 @@
 # is missing; a second run finds it in the cache (LAKEBEAT_CACHE, ~/.cache/lakebeat by default).
 
 .DEFAULT_GOAL := help
-.PHONY: help up up-stack build test bench setup setup-stack
+.PHONY: help up up-stack build test bench chaos setup setup-stack
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -24,6 +24,9 @@ test: ## format, structure, lints, unit tests, end-to-end tests (STAGES='lints e
 bench: build setup-stack ## measure speed and freshness, write bench/results.md (EVENTS=2000000)
 	@scripts/setup-python.sh
 	@scripts/bench.sh $(EVENTS)
+
+chaos: build setup-stack ## kill ingest 200 times and break what it stands on, write bench/chaos.md (KILLS=200 SEED=1 STAGES=kills)
+	@scripts/chaos.sh $(STAGES)
 
 setup: ## install what `make build` and `make test` need, and nothing else
 	@scripts/setup-rust.sh

@@ -106,6 +106,7 @@ impl Error {
             DataFusionError::ObjectStore(error) => store_kind(error),
             DataFusionError::ResourcesExhausted(_) => ErrorKind::Unavailable,
             DataFusionError::IoError(error) => io_kind(error).unwrap_or_else(|| kind_beneath(error)),
+            DataFusionError::ParquetError(error) => footer_kind(error).unwrap_or_else(|| kind_beneath(error)),
             root => kind_beneath(root),
         };
         Self::with_source(kind, doing, source)
@@ -167,6 +168,14 @@ fn kind_beneath(error: &(dyn StdError + 'static)) -> ErrorKind {
         cause = current.source();
     }
     ErrorKind::BadData
+}
+
+/// What a remote store said while a file's footer was read. DataFusion hands that on as text and nothing else; taken for a fault
+/// of the file, it would end a process that only has to wait.
+fn footer_kind(error: &parquet::errors::ParquetError) -> Option<ErrorKind> {
+    let parquet::errors::ParquetError::General(text) = error else { return None };
+    let is_remote = text.contains("Object Store error: Generic ") && !text.contains("Generic LocalFileSystem");
+    is_remote.then(|| Refusal::find(text).and_then(|refusal| refusal.kind()).unwrap_or(ErrorKind::Unavailable))
 }
 
 /// The same for an error of the kernel, which does not name its causes as sources.

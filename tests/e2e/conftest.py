@@ -9,6 +9,7 @@ import pytest
 pytest.register_assert_rewrite("lake", "messages", "program")
 
 import program  # noqa: E402
+from group import SHORT_SESSIONS  # noqa: E402
 from kafka_server import JARS, KafkaServer  # noqa: E402
 from minio_server import PROGRAM, MinioServer  # noqa: E402
 from program import BINARY, Up  # noqa: E402
@@ -71,8 +72,7 @@ def up(tmp_path, ended_later):
 def kafka(tmp_path_factory):
     """A real Kafka that the tests of a worker share: each has topics of its own."""
     # For members of a group that are killed often and shall soon be missed.
-    extra = ["group.min.session.timeout.ms=1000"]
-    server = KafkaServer(tmp_path_factory.mktemp("kafka") / "kafka", extra=extra).start()
+    server = KafkaServer(tmp_path_factory.mktemp("kafka") / "kafka", extra=[SHORT_SESSIONS]).start()
     yield server
     server.end()
 

@@ -25,14 +25,15 @@ class MinioServer(Server):
         self.port, page = free_ports(2)
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self.access_key, self.secret_key = access_key, secret_key
+        self.data = folder / "data"
         listen = ["--address", f"127.0.0.1:{self.port}", "--console-address", f"127.0.0.1:{page}"]
         env = {"MINIO_ROOT_USER": access_key, "MINIO_ROOT_PASSWORD": secret_key}
-        super().__init__("server", *listen, folder / "data", cwd=folder, env=env, binary=PROGRAM, name="minio")
+        super().__init__("server", *listen, self.data, cwd=folder, env=env, binary=PROGRAM, name="minio")
 
-    def start(self):
+    def start(self, seconds=60):
         """Starts it, and waits until it answers."""
         super().start()
-        wait_for("MinIO answers", self._is_ready, seconds=60, alive=self)
+        wait_for("MinIO answers", self._is_ready, seconds=seconds, alive=self)
         return self
 
     def _is_ready(self):
@@ -74,6 +75,12 @@ class MinioServer(Server):
         """The names of all objects in a bucket."""
         found = self.files().get_file_info(fs.FileSelector(bucket, recursive=True))
         return sorted(one.path.removeprefix(f"{bucket}/") for one in found if one.is_file)
+
+    def newest_commit(self, bucket, table):
+        """The name of the newest entry in a table's log, or None. Seen on the server's disk, where each object is a folder:
+        that takes no answer of a server that is stopped or stalls, and costs nothing."""
+        log = self.data / bucket / table / "_delta_log"
+        return max((entry.name for entry in log.glob("*.json")), default=None)
 
     def limited_to(self, bucket):
         """Credentials that may do everything in `bucket` and nothing anywhere else, as settings of the program."""

@@ -179,6 +179,11 @@ class Process:
             except subprocess.TimeoutExpired:
                 self.kill()
 
+    def peak_bytes(self):
+        """The most memory that it has held at once, while it runs."""
+        status = Path(f"/proc/{self.child.pid}/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+
     def out(self):
         return self.out_path.read_text(errors="replace")
 

@@ -4,6 +4,7 @@ every message is one row or one dead letter, and the models are what a computati
 import random
 import time
 
+from group import Consumer
 from lake import check_accounted, grown, wait_accounted, wait_settled
 from messages import logged, produced
 from program import Process, run
@@ -12,24 +13,6 @@ from waiting import wait_for
 KILLS = 20
 CONSUMERS = 3
 RATE = 400
-
-# The partitions of a member that was killed rest until its session ends: by default too long for twenty kills.
-SESSION = """\
-[kafka.properties]
-"session.timeout.ms" = "1000"
-"heartbeat.interval.ms" = "200"
-"""
-
-
-class Consumer(Process):
-    def __init__(self, number, folder, kafka, minio, place):
-        folder = folder / f"consumer-{number}"
-        folder.mkdir()
-        (folder / "lakebeat.toml").write_text(SESSION)
-        super().__init__(
-            "ingest", "--brokers", kafka.address, "--topic", place, "--group", place, cwd=folder,
-            env=minio.environment(place), name=f"consumer-{number}",
-        )  # fmt: skip
 
 
 def test_twenty_kills_among_three_consumers(tmp_path, kafka, minio, place, seed, ended_later):

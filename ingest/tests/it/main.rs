@@ -1,8 +1,11 @@
 //! The one test binary of this crate.
 
 mod broker;
+#[path = "../../fuzz/checks.rs"]
+mod checks;
 mod columns;
 mod exactly_once;
 mod gaps;
+mod payloads;
 mod scene;
 mod stops;

@@ -27,10 +27,19 @@ struct Faulty {
     answers_to_repeat: AtomicU32,
     /// So many are not done.
     requests_to_lose: AtomicU32,
+    /// From the so manieth read of a data file on, all are lost; 0 is none.
+    lost_read: AtomicU32,
 }
 
 fn take(count: &AtomicU32) -> bool {
     count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+}
+
+impl Faulty {
+    fn loses_read(&self) -> bool {
+        let left = self.lost_read.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| (left > 1).then(|| left - 1));
+        left == Err(1)
+    }
 }
 
 fn broken() -> object_store::Error {
@@ -69,6 +78,10 @@ impl ObjectStore for Faulty {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        let is_data = location.as_ref().ends_with(".parquet");
+        if is_data && self.loses_read() {
+            return Err(broken());
+        }
         self.store.get_opts(location, options).await
     }
 
@@ -89,10 +102,14 @@ impl ObjectStore for Faulty {
     }
 }
 
+async fn open_on(store: Arc<Faulty>) -> Lake {
+    let url = Url::parse("memory:///lake/").expect("valid URL");
+    Lake::open_on(store, &url, Arc::new(SystemClock)).await.expect("opens")
+}
+
 async fn faulty_lake() -> (Arc<Faulty>, Lake) {
     let store = Arc::new(Faulty::default());
-    let url = Url::parse("memory:///lake/").expect("valid URL");
-    let lake = Lake::open_on(store.clone(), &url, Arc::new(SystemClock)).await.expect("opens");
+    let lake = open_on(store.clone()).await;
     lake.table(&name()).ensure(&spec()).await.expect("made");
     (store, lake)
 }
@@ -126,4 +143,27 @@ async fn a_lost_request_is_repeated_and_then_an_error() {
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     store.requests_to_lose.store(0, Ordering::SeqCst);
     assert_eq!(ids(&lake, &table).await, (0..3).collect::<Vec<_>>());
+}
+
+/// A store that went away while a footer was read was once taken for a damaged file, and ended the process that should have
+/// waited.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_goes_away_while_rows_are_read_is_no_damaged_file() {
+    let (store, lake) = faulty_lake().await;
+    let table = lake.table(&name());
+    let commit = commit_of(&table, 0..3, "a", 3).await;
+    table.append(0, commit).await.expect("answered");
+    for read in 1.. {
+        store.lost_read.store(read, Ordering::SeqCst);
+        // Another process: nothing is cached.
+        let lake = open_on(store.clone()).await;
+        let head = lake.table(&name()).head().await.expect("the log is there");
+        let rows = lake.session_factory().context().read_table(head.provider()).expect("planned");
+        let Err(error) = rows.collect().await else {
+            assert!(read > 2, "the footer and the rows are not {} reads", read - 1);
+            break;
+        };
+        let error = lakehouse::Error::query("cannot read it", error);
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "read {read}: {error}");
+    }
 }

@@ -1,0 +1,249 @@
+//! What must hold of every batch of payloads, whatever their bytes are: decoding never panics, each message is one row or one
+//! dead letter, and which of the two and with what in it is what serde_json makes of the same text.
+//!
+//! One file for two users: the property test (`tests/it/payloads.rs`) has it as a module, and the fuzz target
+//! (`fuzz/fuzz_targets/decode.rs`) links it as a library, the example `decoder_checks`.
+
+#![allow(unreachable_pub, reason = "a library for the one, a module for the other")]
+
+use std::collections::{BTreeMap, HashMap};
+
+use arrow::array::{Array as _, AsArray as _};
+use arrow::datatypes::{Int32Type, Int64Type};
+use arrow::record_batch::RecordBatch;
+use chrono::DateTime;
+use ingest::decode::{Decoded, Recorded, decode, decoder_for};
+use ingest::records::{Record, Records};
+use ingest::topic::TopicSpec;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+/// Splits the bytes of a fuzzer into payloads: a byte that no JSON text holds as it is.
+const SEPARATOR: u8 = 0x1e;
+const PARTITION: i32 = 3;
+const KEY: &[u8] = b"key";
+/// Longer, and an error quotes what it should only name.
+const ERROR_BYTES_MAX: usize = 1_000;
+
+/// Fields of all kinds. The limit is low, so that payloads beyond it are found.
+fn topic() -> TopicSpec {
+    let text = r#"{
+        "name": "fuzzed", "table": "bronze.fuzzed", "payload_bytes_max": 3000,
+        "fields": [
+            {"name": "a", "column": "a"},
+            {"name": "n", "column": "n", "type": "number"},
+            {"name": "b", "column": "b", "type": "boolean"},
+            {"name": "x", "column": "x", "type": "any"},
+            {"name": "event_id", "column": "id"}
+        ]
+    }"#;
+    serde_json::from_str(text).expect("the topic is described")
+}
+
+/// Checks the payloads that a fuzzer's bytes hold, as one batch.
+///
+/// # Panics
+/// If something does not hold.
+pub fn check_bytes(bytes: &[u8]) {
+    let payloads: Vec<Option<&[u8]>> = bytes.split(|&byte| byte == SEPARATOR).map(Some).collect();
+    check(&payloads);
+}
+
+/// Checks a batch of payloads; `None` is a tombstone.
+///
+/// # Panics
+/// If something does not hold.
+pub fn check(payloads: &[Option<&[u8]>]) {
+    let topic = topic();
+    let mut records = Records::default();
+    for (offset, payload) in (0..).zip(payloads) {
+        records.push(&Record {
+            partition: PARTITION,
+            offset,
+            timestamp_millis: Some(offset),
+            key: Some(KEY),
+            payload: *payload,
+            headers: None,
+        });
+    }
+    let mut decoded = Decoded::default();
+    let now = DateTime::from_timestamp_micros(1).expect("a valid time");
+    decode(decoder_for(&topic).as_ref(), &topic, &records, &Recorded::new(), now, &mut decoded)
+        .expect("batches fit the schema");
+
+    let mut found: HashMap<i64, Outcome> = HashMap::new();
+    let mut letters = 0;
+    for batch in &decoded.rows {
+        assert_eq!(batch.schema(), topic.rows_spec().schema);
+        collect(batch, "_offset", &mut found, |row| read_row(batch, &topic, row));
+    }
+    for batch in &decoded.letters {
+        assert_eq!(batch.schema(), topic.letters_spec().schema);
+        letters += batch.num_rows();
+        collect(batch, "offset", &mut found, |row| read_letter(batch, payloads, row));
+    }
+    assert_eq!(decoded.dead_letters.values().sum::<u64>(), letters as u64, "letters are counted wrongly");
+    for (offset, payload) in (0..).zip(payloads) {
+        let found = found.remove(&offset).unwrap_or_else(|| panic!("neither row nor letter: {}", shown(*payload)));
+        compare(&topic, *payload, &found);
+    }
+    assert!(found.is_empty(), "rows or letters of no message: {found:?}");
+}
+
+/// What became of a message.
+#[derive(Debug, PartialEq)]
+enum Outcome {
+    Row { values: Vec<Option<String>>, rescued: Option<String> },
+    Letter { reason: String },
+}
+
+fn collect(
+    batch: &RecordBatch,
+    offsets: &str,
+    into: &mut HashMap<i64, Outcome>,
+    mut read: impl FnMut(usize) -> Outcome,
+) {
+    let offsets = batch.column_by_name(offsets).expect("an offset").as_primitive::<Int64Type>();
+    for row in 0..batch.num_rows() {
+        let earlier = into.insert(offsets.value(row), read(row));
+        assert!(earlier.is_none(), "offset {} is there twice", offsets.value(row));
+    }
+}
+
+fn text(batch: &RecordBatch, column: &str, row: usize) -> Option<String> {
+    let column = batch.column_by_name(column).unwrap_or_else(|| panic!("no column {column}")).as_string::<i32>();
+    column.is_valid(row).then(|| column.value(row).to_owned())
+}
+
+fn number(batch: &RecordBatch, column: &str, row: usize) -> i32 {
+    batch.column_by_name(column).unwrap_or_else(|| panic!("no column {column}")).as_primitive::<Int32Type>().value(row)
+}
+
+fn read_row(batch: &RecordBatch, topic: &TopicSpec, row: usize) -> Outcome {
+    assert_eq!((number(batch, "_partition", row), number(batch, "_index", row)), (PARTITION, 0));
+    assert_eq!(text(batch, "_key", row).as_deref().map(str::as_bytes), Some(KEY));
+    Outcome::Row {
+        values: topic.fields.iter().map(|field| text(batch, &field.column, row)).collect(),
+        rescued: text(batch, "_rescued", row),
+    }
+}
+
+/// A letter holds the message as it came, and an error that can be read.
+fn read_letter(batch: &RecordBatch, payloads: &[Option<&[u8]>], row: usize) -> Outcome {
+    assert_eq!((number(batch, "partition", row), number(batch, "index", row)), (PARTITION, 0));
+    let offset = batch.column_by_name("offset").expect("an offset").as_primitive::<Int64Type>().value(row);
+    let payload = batch.column_by_name("payload").expect("a payload").as_binary::<i32>();
+    let sent = payloads[usize::try_from(offset).expect("offsets count from nought")];
+    assert_eq!(payload.is_valid(row).then(|| payload.value(row)), sent, "the letter is not what came");
+    let error = text(batch, "error", row).expect("a letter says what was wrong");
+    assert!(!error.is_empty() && error.len() <= ERROR_BYTES_MAX, "an error of {} bytes: {error:.200}", error.len());
+    Outcome::Letter { reason: text(batch, "reason", row).expect("a letter has a reason") }
+}
+
+fn compare(topic: &TopicSpec, payload: Option<&[u8]>, found: &Outcome) {
+    let (expected, is_odd) = expected(topic, payload);
+    let rejected = Outcome::Letter { reason: "not_json".to_owned() };
+    let agrees = match (&expected, found) {
+        (Outcome::Row { values, rescued }, Outcome::Row { values: found_values, rescued: found_rescued }) => {
+            let same =
+                values.iter().zip(found_values).all(|(value, found)| same_text(value.as_deref(), found.as_deref()));
+            same && same_text(rescued.as_deref(), found_rescued.as_deref())
+        }
+        (expected, found) => expected == found || is_odd && *found == rejected,
+    };
+    assert!(agrees, "{}\nmust be {expected:?}\n     is {found:?}", shown(payload));
+}
+
+/// The same text, or JSON of the same meaning: white space is nobody's business, nor is the order of names.
+fn same_text(expected: Option<&str>, found: Option<&str>) -> bool {
+    expected == found
+        || expected.zip(found).is_some_and(|(expected, found)| match serde_json::from_str::<Value>(expected) {
+            Ok(value) => {
+                (value.is_object() || value.is_array())
+                    && serde_json::from_str::<Value>(found).is_ok_and(|found| found == value)
+            }
+            // What no reader can hold (half a surrogate pair, a number beyond all bounds), but can be told name by name.
+            Err(_) => serde_json::from_str::<BTreeMap<String, &RawValue>>(expected).is_ok_and(|expected| {
+                serde_json::from_str::<BTreeMap<String, &RawValue>>(found).is_ok_and(|found| {
+                    expected.len() == found.len()
+                        && expected.iter().zip(&found).all(|((name, value), (found_name, found))| {
+                            name == found_name && value.get() == found.get()
+                        })
+                })
+            }),
+        })
+}
+
+fn letter(reason: &str) -> Outcome {
+    Outcome::Letter { reason: reason.to_owned() }
+}
+
+/// What serde_json makes of a payload; and whether the text is one that serde_json itself takes or refuses depending on what
+/// it is read into, so that refusing it is right as well.
+fn expected(topic: &TopicSpec, payload: Option<&[u8]>) -> (Outcome, bool) {
+    let Some(payload) = payload else { return (letter("tombstone"), false) };
+    if payload.is_empty() {
+        return (letter("empty"), false);
+    }
+    if payload.len() > topic.payload_bytes_max {
+        return (letter("too_large"), false);
+    }
+    let Ok(text) = std::str::from_utf8(payload) else { return (letter("not_utf8"), false) };
+    let Ok(raw) = serde_json::from_str::<&RawValue>(text) else { return (letter("not_json"), false) };
+    let unreadable = serde_json::from_str::<Value>(text).is_err_and(|error| !is_depth(&error));
+    let is_odd = unreadable || text.contains("\\ud") || text.contains("\\uD");
+    if !raw.get().starts_with('{') {
+        return (letter("not_object"), is_odd);
+    }
+    // Of two with one name the last counts, here too.
+    let Ok(mut fields) = serde_json::from_str::<BTreeMap<String, &RawValue>>(text) else {
+        return (letter("not_json"), is_odd);
+    };
+    let mut values = Vec::new();
+    let mut wrong = None;
+    for field in &topic.fields {
+        let kind = serde_json::to_value(field.kind).expect("a kind has a name");
+        let value = fields
+            .remove(&field.name)
+            .map_or(Ok(None), |raw| expected_value(kind.as_str().unwrap_or_default(), raw.get()));
+        wrong = wrong.or(value.as_ref().err().copied());
+        values.push(value.unwrap_or_default());
+    }
+    if let Some(reason) = wrong {
+        return (letter(reason), is_odd);
+    }
+    let parts: Vec<String> =
+        fields.iter().map(|(name, raw)| format!("{}:{}", Value::from(name.as_str()), raw.get())).collect();
+    let rescued = (!parts.is_empty()).then(|| format!("{{{}}}", parts.join(",")));
+    let is_too_deep =
+        rescued.as_deref().is_some_and(|text| serde_json::from_str::<Value>(text).is_err_and(|error| is_depth(&error)));
+    if is_too_deep { (letter("too_deep"), is_odd) } else { (Outcome::Row { values, rescued }, is_odd) }
+}
+
+fn expected_value(kind: &str, raw: &str) -> Result<Option<String>, &'static str> {
+    let is = match raw.as_bytes()[0] {
+        b'n' => return Ok(None),
+        b'"' => "string",
+        b't' | b'f' => "boolean",
+        b'[' | b'{' => "nested",
+        _ => "number",
+    };
+    match (kind, is) {
+        ("string" | "any", "string") => serde_json::from_str(raw).map(Some).map_err(|_| "not_json"),
+        ("any", "nested") if serde_json::from_str::<Value>(raw).is_err_and(|error| is_depth(&error)) => {
+            Err("wrong_type")
+        }
+        ("any", _) => Ok(Some(raw.to_owned())),
+        (kind, is) if kind == is => Ok(Some(raw.to_owned())),
+        _ => Err("wrong_type"),
+    }
+}
+
+/// serde_json names no kind for it.
+fn is_depth(error: &serde_json::Error) -> bool {
+    error.to_string().starts_with("recursion limit exceeded")
+}
+
+fn shown(payload: Option<&[u8]>) -> String {
+    payload.map_or_else(|| "a tombstone".to_owned(), |bytes| format!("{:.2000}", bytes.escape_ascii().to_string()))
+}

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# The long proofs, which `make test` runs in short: stages can be named (make chaos STAGES=kills), and all numbers are settings
+# of the environment. The last stage writes bench/chaos.md, with what the ones before it said. Called by `make chaos` after the
+# build.
+source "$(dirname "$0")/lib.sh"
+cd "$root"
+
+kills="${KILLS:-200}" seeds="${SIMULATION_SEEDS:-10000}" fuzz_seconds="${FUZZ_SECONDS:-60}" letters="${LETTERS:-1000000}"
+said="$(mktemp --directory)"
+trap 'rm -rf "$said"' EXIT
+
+# Crashes, stale owners, rebalances and failing stores in one process, without a clock: each seed is another run.
+stage_simulation() {
+    SIMULATION_SEEDS="$seeds" scripts/cargo.sh test --release --locked --test it simulation -- --nocapture
+    echo "The simulation passed with $seeds seeds (\`ingest/tests/it/\`)." >"$said/1"
+}
+
+stage_fuzz() {
+    scripts/fuzz.sh "$fuzz_seconds" 2>&1 | tee "$said/fuzz.log"
+    echo "The fuzz target of the decoders (\`ingest/fuzz/\`) found nothing: $(sed -n 's/^Done \(.*\)$/\1/p' "$said/fuzz.log")." >"$said/2"
+}
+
+stage_letters() {
+    LAKEBEAT_TEST_LETTERS="$letters" "$venv/bin/python" -m pytest --timeout=1800 -k dead_letters_in_a_row \
+        -o addopts='-p no:cacheprovider --strict-markers' -s tests/e2e/test_bad_input.py | tee "$said/letters.log"
+    sed -n 's/^REPORT //p' "$said/letters.log" >"$said/3"
+}
+
+stage_kills() {
+    local notes=() file
+    for file in "$said"/[0-9]; do
+        [ ! -f "$file" ] || notes+=(--note "$(cat "$file")")
+    done
+    "$venv/bin/python" tests/chaos/chaos.py --kills "$kills" ${SEED:+--seed "$SEED"} ${RATE:+--rate "$RATE"} "${notes[@]}"
+}
+
+stages=("$@")
+[ ${#stages[@]} -gt 0 ] || stages=(simulation fuzz letters kills)
+scripts/setup-python.sh
+for stage in "${stages[@]}"; do
+    declare -F "stage_$stage" >/dev/null || fail "no stage is called $stage (simulation, fuzz, letters, kills)"
+    printf '\n=== %s\n' "$stage"
+    "stage_$stage"
+done
