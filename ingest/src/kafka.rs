@@ -336,8 +336,8 @@ pub(crate) fn consumer_config(brokers: &str, group: &str, properties: &Propertie
         .set("partition.assignment.strategy", "range,roundrobin");
     // A member that was killed keeps its partitions for this long; librdkafka's 45 s would be 45 s of stale tables.
     set_default(&mut config, properties, "session.timeout.ms", "10000");
-    // librdkafka's own read-ahead of 64 MiB for each partition would be most of our memory.
-    set_default(&mut config, properties, "queued.max.messages.kbytes", "16384");
+    // librdkafka's own read-ahead of 64 MiB for each partition would be most of our memory. This much is a tenth of a second.
+    set_default(&mut config, properties, "queued.max.messages.kbytes", "4096");
     set_default(&mut config, properties, "queued.min.messages", "50000");
     set_default(&mut config, properties, "fetch.wait.max.ms", "100");
     // What a cluster may ask its clients for (KIP-714) is measured at each message, whether it asks or not.

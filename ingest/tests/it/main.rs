@@ -2,5 +2,6 @@
 
 mod broker;
 mod exactly_once;
+mod lines;
 mod scene;
 mod stops;
