@@ -21,7 +21,7 @@ build: ## build bin/lakebeat
 test: ## format, structure, lints, unit tests, end-to-end tests (STAGES='lints e2e' picks some)
 	@scripts/test.sh $(STAGES)
 
-bench: build setup-stack ## measure speed and freshness, write bench/results.md (EVENTS=2000000)
+bench: build setup-stack ## measure speed and freshness, write bench/results.md (EVENTS=5000000)
 	@scripts/setup-python.sh
 	@scripts/bench.sh $(EVENTS)
 

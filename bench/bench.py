@@ -3,12 +3,15 @@
 1. A topic of so many events on a real Kafka is drained three times: by librdkafka, arrow-json and the Parquet encoder with
    nothing in between (ingest/examples/bare_drain.rs), by `lakebeat ingest --until-end` into a folder, and by the same into
    a real MinIO.
-2. Commits of a thousand rows, one right after the other: how long each takes, in a folder and in MinIO.
-3. While `lakebeat up` takes in so many events a second, marked events are sent, and how long each takes until a query of gold
+2. The same on one core, into a folder, with Kafka on the others: bare, by `lakebeat ingest`, and once more under perf for where
+   the time goes. Then what an ingest holds in memory that has nothing to do: after such a drain, and fresh.
+3. Commits of a thousand rows, one right after the other: how long each takes, in a folder and in MinIO.
+4. While `lakebeat up` takes in so many events a second, marked events are sent, and how long each takes until a query of gold
    at the PostgreSQL door shows it is noted: all in one process, and on Kafka and MinIO.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -30,7 +33,9 @@ sys.path.insert(0, str(HERE.parent / "tests" / "e2e"))
 
 from kafka_server import KafkaServer  # noqa: E402
 from minio_server import MinioServer  # noqa: E402
-from program import BINARY, POSTGRES, TOPIC, Up, environment, run_ok  # noqa: E402
+from program import BINARY, POSTGRES, TOPIC, Process, Up, environment, run_ok  # noqa: E402
+from sampling import profiled  # noqa: E402
+from waiting import wait_for  # noqa: E402
 
 TABLE = f"bronze.{TOPIC}"
 COMMITS, COMMIT_ROWS = 200, 1_000
@@ -40,6 +45,8 @@ MARKED = 200
 # Not a part of a second, lest they fall in step with what happens once a second.
 MARK_EVERY = 0.37
 WARM_UP_SECONDS = 10
+# A process has nothing to do when it has used less of a core than this for so long.
+IDLE_SHARE, IDLE_SECONDS = 0.05, 10
 # The one column of gold that names a listener, and a device that no simulated listener has.
 DEVICE = "bench"
 
@@ -51,9 +58,11 @@ def say(text):
 # 1. Speed.
 
 
-def measured(*command, cwd, **settings):
+def measured(*command, cwd, cores=None, **settings):
     """Runs a command; returns the JSON object that it prints, its wall and processor seconds and its peak memory."""
     began = time.monotonic()
+    if cores:
+        command = ("taskset", "-c", cores, *command)
     with tempfile.TemporaryFile() as out:
         child = subprocess.Popen([str(part) for part in command], cwd=cwd, env=environment(**settings), stdout=out)
         _, status, usage = os.wait4(child.pid, 0)
@@ -78,11 +87,14 @@ def produced(kafka, topic, count, folder):
     return report["delivered"] / report["seconds"]
 
 
-def drained(kafka, topic, folder, **settings):
+def ingest(kafka, topic, *flags):
+    return (BINARY, "ingest", "--brokers", kafka.address, "--topic", topic, *flags)
+
+
+def drained(kafka, topic, folder, cores=None, **settings):
     """Drains a topic into the lake that the settings name."""
     folder.mkdir()
-    command = ("ingest", "--brokers", kafka.address, "--topic", topic, "--until-end", "--json")
-    return measured(BINARY, *command, cwd=folder, **settings)
+    return measured(*ingest(kafka, topic, "--until-end", "--json"), cwd=folder, cores=cores, **settings)
 
 
 def built(folder, **settings):
@@ -117,7 +129,82 @@ def speed(arguments, folder, kafka, minio):
     }
 
 
-# 2. Commits.
+# 2. One core, and memory.
+
+
+@contextlib.contextmanager
+def kept_to(pid, cores):
+    """Lets a process run on some cores only, for as long as this lasts."""
+
+    def keep_to(cores):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(int(thread), cores)
+
+    keep_to(cores)
+    try:
+        yield
+    finally:
+        keep_to(range(os.cpu_count()))
+
+
+def one_core(arguments, folder, kafka):
+    """The drain of part 1 on the first core, with Kafka on the others; and what it does there."""
+    folder.mkdir()
+    topic = "drained"
+    bare_command = (arguments.bare, "--brokers", kafka.address, "--topic", topic, "--until-end")
+    with kept_to(kafka.child.pid, set(range(1, os.cpu_count())) or {0}):
+        say("draining it bare, on one core")
+        bare, bare_cost = measured(*bare_command, cwd=folder, cores="0")
+        say("draining it into a folder, on one core")
+        on_disk, disk_cost = drained(kafka, topic, folder / "disk", cores="0")
+        assert bare["events"] == on_disk["rows"] == arguments.events, (bare, on_disk)
+        say("the same under perf")
+        (folder / "profiled").mkdir()
+        shares = profiled(ingest(kafka, topic, "--until-end", "--json"), folder / "profiled", "0")
+    return {
+        "events": arguments.events,
+        "event_bytes": bare["bytes"] / bare["events"],
+        "bare": bare_cost,
+        "disk": disk_cost,
+        "profile": shares,
+        "idle": idle_memory(kafka, topic, folder / "idle", arguments.events),
+    }
+
+
+def idle_memory(kafka, topic, folder, events):
+    """Bytes of memory of an ingest that has drained the topic, and of one that found it drained."""
+    folder.mkdir()
+    held = {}
+    for name, rows in (("drained", events), ("fresh", 0)):
+        say(f"an ingest with nothing to do: {name}")
+        binary, *command = ingest(kafka, topic, "--json")
+        process = Process(*command, cwd=folder, binary=binary, name=f"ingest-{name}").start()
+        try:
+            held[name] = memory_when_idle(process)
+            process.stop()
+        finally:
+            process.end()
+        assert json.loads(process.out())["rows"] == rows, process.tail()
+    return held
+
+
+def memory_when_idle(process):
+    pid = process.child.pid
+    looked = []
+
+    def is_idle():
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")")[1].split()
+        looked.append((time.monotonic(), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")))
+        before = [look for look in looked if look[0] <= looked[-1][0] - IDLE_SECONDS]
+        return before and looked[-1][1] - before[-1][1] < IDLE_SHARE * IDLE_SECONDS
+
+    wait_for("ingest has nothing to do", is_idle, seconds=600, every=1, alive=process)
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) * 1024
+
+
+# 3. Commits.
 
 
 def commit_seconds(folder, **settings):
@@ -142,9 +229,7 @@ def commits(folder, kafka, minio):
     return found
 
 
-# 3. Freshness.
-
-
+# 4. Freshness.
 
 def marked_event(user):
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -210,22 +295,24 @@ def machine():
     return f"{os.cpu_count()} cores, {model}, {memory:.0f} GiB of memory, {platform.system()}"
 
 
-def speed_lines(result):
-    events, bare = result["events"], result["bare"]
-    yield f"{events:,} events of {result['event_bytes']:.0f} bytes, Apache Kafka and MinIO on the same machine."
-    yield ""
+def cost_lines(events, bare, others):
+    """A table of what each drain costs, and how that compares with the bare one."""
     yield "| | seconds | events/s | ratio | processor seconds | events/s of one core | ratio | peak memory |"
     yield "|---|---:|---:|---:|---:|---:|---:|---:|"
-    for name, cost in (
-        ("bare librdkafka + arrow-json + Parquet", bare),
-        ("`lakebeat ingest --until-end`, on disk", result["disk"]),
-        ("the same, in MinIO", result["minio"]),
-    ):
+    for name, cost in (("bare librdkafka + arrow-json + Parquet", bare), *others):
         wall, cpu = bare["seconds"] / cost["seconds"], bare["cpu"] / cost["cpu"]
         yield (
             f"| {name} | {cost['seconds']:.1f} | {events / cost['seconds']:,.0f} | {wall:.2f} | {cost['cpu']:.1f} "
             f"| {events / cost['cpu']:,.0f} | {cpu:.2f} | {cost['rss'] / 2**20:,.0f} MiB |"
         )
+
+
+def speed_lines(result):
+    events = result["events"]
+    yield f"{events:,} events of {result['event_bytes']:.0f} bytes, each with a key of 36 more, Apache Kafka and MinIO on the same machine."
+    yield ""
+    ours = (("`lakebeat ingest --until-end`, on disk", result["disk"]), ("the same, in MinIO", result["minio"]))
+    yield from cost_lines(events, result["bare"], ours)
     yield ""
     yield "Processor seconds are those of the process itself: not Kafka's, and not MinIO's."
     on_disk, in_minio = result["commits"]
@@ -241,6 +328,28 @@ def speed_lines(result):
     for name, key in (("on disk", "disk"), ("in MinIO", "minio")):
         ingest, models = result[key]["seconds"], result["models"][key]["seconds"]
         yield f"| {name} | {ingest:.1f} s | {models:.1f} s | {ingest + models:.1f} s | {events / (ingest + models):,.0f} |"
+
+
+def one_core_lines(result):
+    yield "The same events, all threads of the process on one core (`taskset`), Kafka on the others."
+    yield ""
+    yield from cost_lines(result["events"], result["bare"], (("`lakebeat ingest --until-end`, on disk", result["disk"]),))
+    yield ""
+    idle = result["idle"]
+    yield (
+        f"With nothing to do, an ingest holds {idle['drained'] / 2**20:,.0f} MiB after it has drained all this, and "
+        f"{idle['fresh'] / 2**20:,.0f} MiB when there was nothing from the start."
+    )
+    yield ""
+    if result["profile"] is None:
+        yield "Where the time goes is not known: there is no perf on this machine."
+        return
+    yield "Where its processor time goes, sampled by perf in a run of its own:"
+    yield ""
+    yield "| part | share |"
+    yield "|---|---:|"
+    for part, share in result["profile"].items():
+        yield f"| {part} | {share:.0f} % |"
 
 
 def commit_lines(results):
@@ -265,7 +374,7 @@ def freshness_lines(results):
             yield f"| {rate:,} | {place} | | | 0 | {missing} |"
 
 
-def report(speed_result, commit_results, freshness_results):
+def report(speed_result, one_core_result, commit_results, freshness_results):
     parts = [
         "# Measured",
         "",
@@ -274,6 +383,10 @@ def report(speed_result, commit_results, freshness_results):
         "## Kafka to bronze",
         "",
         *speed_lines(speed_result),
+        "",
+        "## On one core",
+        "",
+        *one_core_lines(one_core_result),
         "",
         "## Commits",
         "",
@@ -292,7 +405,7 @@ def report(speed_result, commit_results, freshness_results):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bare", type=Path, required=True, help="the program that drains bare")
-    parser.add_argument("--events", type=int, default=2_000_000)
+    parser.add_argument("--events", type=int, default=5_000_000)
     parser.add_argument("--output", type=Path, default=HERE / "results.md")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lakebeat-bench-") as name:
@@ -302,6 +415,7 @@ def main():
             kafka.start()
             minio.start()
             fast = speed(arguments, folder, kafka, minio)
+            single = one_core(arguments, folder / "one-core", kafka)
             small = commits(folder / "commits", kafka, minio)
             fresh = {}
             for rate, place in RATES:
@@ -313,7 +427,7 @@ def main():
         finally:
             minio.end()
             kafka.end()
-    text = report(fast, small, fresh)
+    text = report(fast, single, small, fresh)
     arguments.output.write_text(text)
     print(text)
 

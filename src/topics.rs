@@ -20,7 +20,7 @@ use crate::settings::Settings;
 /// However many topics there are, each has so much room for a batch: many tiny commits cost more than the memory.
 const FLUSH_BYTES_MIN: usize = 4 << 20;
 /// The same for what its consumer reads ahead.
-const READ_AHEAD_KBYTES_MIN: usize = 2_048;
+const READ_AHEAD_KBYTES_MIN: usize = 1_024;
 
 /// What the ingest of each topic is started with, whoever starts it.
 pub(crate) fn ingest_options(settings: &Settings, brokers: &str) -> Vec<consume::Options> {

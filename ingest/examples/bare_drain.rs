@@ -84,7 +84,7 @@ fn consumer(brokers: &str) -> Result<BaseConsumer, KafkaError> {
         .set("enable.auto.commit", "false")
         .set("enable.partition.eof", "true")
         .set("isolation.level", "read_committed")
-        .set("queued.max.messages.kbytes", "16384")
+        .set("queued.max.messages.kbytes", "4096")
         .set("queued.min.messages", "50000")
         .set("fetch.wait.max.ms", "100")
         .set("fetch.queue.backoff.ms", "10")

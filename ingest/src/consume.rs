@@ -17,6 +17,14 @@
 //! - The lake may not be written (rights, a read-only mount): the process ends with `BadConfig`.
 //! - Too many messages of late can't be decoded, and the topic has a limit for that (`limit`): the process ends before it commits.
 //! - The topic is not what the ledger says (a gap, a topic made anew): the process ends with the range that is gone.
+//!
+//! Memory has a bound that no message can move by more than its own size, whatever the commits' limits are:
+//!
+//! - librdkafka reads 4 MiB ahead of each partition (`queued.max.messages.kbytes`), and one answer of each broker;
+//! - 13 chunks at most are on their way (one that fills up, 8 in the queue, 4 at work), each of 1 MiB or one larger message;
+//! - each table has one open Arrow batch of 8 MiB;
+//! - two batches are there as files in memory, one that fills up and one that is being committed. The messages of each have
+//!   `flush_bytes` at most, the files a tenth of that or so.
 
 mod buffer;
 mod commit;
@@ -74,7 +82,7 @@ pub struct Options {
     pub flush_interval: Duration,
     /// So many messages are committed without waiting. More make larger files and use more memory.
     pub flush_rows: usize,
-    /// So many bytes of messages are committed without waiting. They are not all in memory: see `encode`.
+    /// So many bytes of messages are committed without waiting. In memory they are files by then, a tenth of that.
     pub flush_bytes: usize,
     /// Gaps that the user accepts: what is gone, and is gone on without.
     pub accepted_gaps: Vec<AcceptedGap>,

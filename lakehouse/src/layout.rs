@@ -45,3 +45,36 @@ fn is_nearly_unique(column: &ArrayRef) -> Result<bool> {
     }
     Ok(true)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{Int64Array, StringArray};
+    use arrow::datatypes::{DataType, Field, Schema};
+
+    use super::*;
+
+    fn has_dictionary(data_type: DataType, column: ArrayRef) -> bool {
+        let schema = Arc::new(Schema::new(vec![Field::new("column", data_type, true)]));
+        let batch = RecordBatch::try_new(schema, vec![column]).expect("a valid batch");
+        let mut writer = open_file(&batch).expect("valid properties");
+        writer.write(&batch).expect("written");
+        let footer = writer.finish().expect("finished");
+        footer.row_group(0).column(0).dictionary_page_offset().is_some()
+    }
+
+    #[test]
+    fn a_column_whose_values_repeat_gets_a_dictionary() {
+        let numbers = |distinct: i64| Arc::new(Int64Array::from_iter_values((0..100).map(|row| row % distinct)));
+        assert!(has_dictionary(DataType::Int64, numbers(1)));
+        assert!(has_dictionary(DataType::Int64, numbers(94)));
+        assert!(!has_dictionary(DataType::Int64, numbers(95)));
+        let texts =
+            |distinct: i32| Arc::new(StringArray::from_iter_values((0..100).map(|row| (row % distinct).to_string())));
+        assert!(has_dictionary(DataType::Utf8, texts(50)));
+        assert!(!has_dictionary(DataType::Utf8, texts(100)));
+        let sparse = StringArray::from_iter((0..100).map(|row| (row % 3 == 0).then(|| row.to_string())));
+        assert!(has_dictionary(DataType::Utf8, Arc::new(sparse)));
+    }
+}

@@ -123,7 +123,7 @@ pub(crate) fn consumer_config(brokers: &str, group: &str, properties: &Propertie
         .set("partition.assignment.strategy", "range,roundrobin");
     // A member that was killed keeps its partitions for this long; librdkafka's 45 s would be 45 s of stale tables.
     set_default(&mut config, properties, "session.timeout.ms", "10000");
-    // librdkafka's own read-ahead of 64 MiB for each partition would be most of our memory.
+    // librdkafka's own read-ahead of 64 MiB for each partition would be most of our memory. This much is a tenth of a second.
     set_default(&mut config, properties, READ_AHEAD, &READ_AHEAD_KBYTES.to_string());
     set_default(&mut config, properties, "queued.min.messages", "50000");
     set_default(&mut config, properties, "fetch.wait.max.ms", "100");
@@ -137,7 +137,7 @@ pub(crate) fn consumer_config(brokers: &str, group: &str, properties: &Propertie
 /// The setting for how much a consumer reads ahead, in KiB.
 pub const READ_AHEAD: &str = "queued.max.messages.kbytes";
 /// What it is where nobody sets it.
-pub const READ_AHEAD_KBYTES: usize = 16_384;
+pub const READ_AHEAD_KBYTES: usize = 4_096;
 
 pub(crate) fn set_default(config: &mut ClientConfig, properties: &Properties, name: &str, value: &str) {
     if properties.get(name).is_none() {
