@@ -145,13 +145,6 @@ impl Intake {
         }
     }
 
-    /// Whether a partition ends before what was taken of it: messages are gone that were there.
-    pub(super) fn has_shrunk(&self, ends: &BTreeMap<i32, i64>) -> bool {
-        let is_short =
-            |(partition, &end): (&i32, &i64)| self.partitions.get(partition).is_some_and(|ours| end < ours.next);
-        ends.iter().any(is_short)
-    }
-
     /// Whether everything was taken that was there at the start.
     pub(super) fn is_at_end(&self) -> bool {
         self.partitions.values().all(|ours| {

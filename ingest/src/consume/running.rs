@@ -51,6 +51,8 @@ enum Event {
 /// What the broker says about the topic now and then.
 struct Probed {
     ends: BTreeMap<i32, i64>,
+    /// How far the partitions were taken when they were asked for.
+    taken: BTreeMap<i32, i64>,
     /// All partitions, where they were asked for.
     partitions: Option<BTreeSet<i32>>,
 }
@@ -73,6 +75,8 @@ pub(super) struct Consuming {
     intake: Intake,
     /// Partitions that were seen to be others than those that were read, until the start has dealt with them.
     strangers: BTreeSet<i32>,
+    /// Whether the broker did not know the ends of all of them when it was last asked.
+    is_away: bool,
     /// Counts assignments; what the poll thread read under an older one is dropped.
     epoch: u64,
     bound: Bound,
@@ -111,6 +115,7 @@ impl Consuming {
             assigned: BTreeSet::new(),
             intake: Intake::default(),
             strangers: BTreeSet::new(),
+            is_away: false,
             epoch: 0,
             bound: Bound::default(),
             recorded: Arc::default(),
@@ -268,6 +273,8 @@ impl Consuming {
         let start = start::find(&asker).await?;
         self.strangers.clear();
         self.forget();
+        // What is being asked is of an assignment that has just ended.
+        self.probing = JoinSet::new();
         self.intake.restart(&start.partitions);
         self.bound = start.bound;
         self.recorded = Arc::new(start.recorded);
@@ -372,20 +379,26 @@ impl Consuming {
         self.probes += 1;
         let wants_partitions = self.options.sharing == Sharing::Alone && self.probes.is_multiple_of(PARTITIONS_EVERY);
         let (broker, topic, assigned) = (self.broker.clone(), self.options.topic.name.clone(), self.assigned.clone());
+        let taken = self.intake.places().map(|(partition, next, _)| (partition, next)).collect();
         self.probing.spawn(async move {
             let partitions = if wants_partitions { Some(broker.partitions(&topic).await?) } else { None };
-            Ok(Probed { ends: broker.ends(&topic, &assigned).await?, partitions })
+            Ok(Probed { ends: broker.ends(&topic, &assigned).await?, taken, partitions })
         });
         Ok(())
     }
 
     async fn learn(&mut self, probed: Result<Probed>) -> Result<()> {
         match probed {
-            Ok(Probed { ends, partitions }) => {
+            Ok(Probed { ends, taken, partitions }) => {
                 self.heard = Instant::now();
                 self.waiting_for = None;
-                if self.intake.has_shrunk(&ends) {
+                if taken.iter().any(|(partition, taken)| ends.get(partition).is_some_and(|end| end < taken)) {
                     return self.look_again("a partition ends before what was read of it").await;
+                }
+                // A partition without an end has no leader, or is gone. Whether it is the same one that comes back has to be seen.
+                let was_away = std::mem::replace(&mut self.is_away, ends.len() < self.assigned.len());
+                if was_away && !self.is_away {
+                    return self.look_again("partitions were away for a moment").await;
                 }
                 self.intake.learn_ends(&ends);
                 if let Some(partitions) = partitions.filter(|partitions| !partitions.is_subset(&self.assigned)) {
