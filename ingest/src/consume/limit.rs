@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
 
-use arrow::array::{Array as _, AsArray as _};
+use arrow::array::AsArray as _;
 use arrow::datatypes::{Int32Type, Int64Type};
 use arrow::record_batch::RecordBatch;
 use lakehouse::{ConsumedRange, Table};
@@ -59,11 +59,11 @@ impl Limit {
         Ok(Self { topic: topic.name.clone(), ratio, before: Mutex::new(before) })
     }
 
-    /// Refuses a batch with too many letters. `letters` are those of them that are to be written.
+    /// Refuses a batch with too many letters.
     ///
     /// # Errors
     /// `BadData`, naming the most frequent reason and a letter that has it.
-    pub(super) fn check(&self, batch: Counted, letters: &[RecordBatch]) -> Result<()> {
+    pub(super) fn check(&self, batch: Counted, reasons: &Reasons) -> Result<()> {
         let Some(ratio) = self.ratio.filter(|&ratio| batch.exceeds(ratio)) else { return Ok(()) };
         let before = self.before.lock().expect("no holder of this lock panics");
         let judged = judged(batch, &before);
@@ -77,7 +77,7 @@ impl Limit {
             judged.letters,
             judged.events,
             self.topic,
-            most_frequent(letters).map_or_else(String::new, |reason| format!("; most often {reason}")),
+            reasons.most_frequent().map_or_else(String::new, |reason| format!("; most often {reason}")),
             batch.events
         );
         Err(Error::new(ErrorKind::BadData, message))
@@ -136,29 +136,38 @@ async fn committed_last(topic: &TopicSpec, bronze: &Table) -> Result<VecDeque<Co
     Ok(before)
 }
 
-/// The most frequent reason with its number, and the first letter that has it.
-fn most_frequent(letters: &[RecordBatch]) -> Option<String> {
-    let mut reasons: BTreeMap<String, (u64, String)> = BTreeMap::new();
-    for batch in letters {
-        let text = |name: &str| batch.column_by_name(name)?.as_string_opt::<i32>();
-        let (reason, error) = (text("reason")?, text("error")?);
-        let partition = batch.column_by_name("partition")?.as_primitive_opt::<Int32Type>()?;
-        let offset = batch.column_by_name("offset")?.as_primitive_opt::<Int64Type>()?;
-        for row in 0..reason.len() {
-            let example = || {
-                let (partition, offset) = (partition.value(row), offset.value(row));
-                format!("partition {partition} offset {offset}: {}", error.value(row))
-            };
-            match reasons.get_mut(reason.value(row)) {
-                Some((letters, _)) => *letters += 1,
-                None => {
-                    reasons.insert(reason.value(row).to_owned(), (1, example()));
-                }
-            }
-        }
+/// Why letters are letters: for each reason how many, and the first that has it.
+#[derive(Debug, Default)]
+pub(super) struct Reasons(BTreeMap<String, (u64, String)>);
+
+impl Reasons {
+    /// Takes in rows for the table of letters.
+    pub(super) fn add(&mut self, letters: &RecordBatch) {
+        // A table of other columns is refused by who writes to it.
+        self.try_add(letters);
     }
-    let (reason, (letters, example)) = reasons.into_iter().max_by_key(|(_, (letters, _))| *letters)?;
-    Some(format!("{reason} ({letters} times), as at {example}"))
+
+    fn try_add(&mut self, letters: &RecordBatch) -> Option<()> {
+        let text = |name: &str| letters.column_by_name(name)?.as_string_opt::<i32>();
+        let (reason, error) = (text("reason")?, text("error")?);
+        let partition = letters.column_by_name("partition")?.as_primitive_opt::<Int32Type>()?;
+        let offset = letters.column_by_name("offset")?.as_primitive_opt::<Int64Type>()?;
+        for row in 0..letters.num_rows() {
+            if let Some((count, _)) = self.0.get_mut(reason.value(row)) {
+                *count += 1;
+                continue;
+            }
+            let (partition, offset) = (partition.value(row), offset.value(row));
+            let example = format!("partition {partition} offset {offset}: {}", error.value(row));
+            self.0.insert(reason.value(row).to_owned(), (1, example));
+        }
+        Some(())
+    }
+
+    fn most_frequent(&self) -> Option<String> {
+        let (reason, (count, example)) = self.0.iter().max_by_key(|(_, (count, _))| *count)?;
+        Some(format!("{reason} ({count} times), as at {example}"))
+    }
 }
 
 #[cfg(test)]
@@ -172,7 +181,7 @@ mod tests {
     }
 
     fn stops(limit: &Limit, events: u64, letters: u64) -> bool {
-        limit.check(Counted { events, letters }, &[]).is_err()
+        limit.check(Counted { events, letters }, &Reasons::default()).is_err()
     }
 
     #[test]
@@ -181,7 +190,8 @@ mod tests {
         assert!(!stops(&fresh, 999, 999), "too few to judge");
         assert!(stops(&fresh, 1_000, 501));
         assert!(!stops(&fresh, 1_000, 500));
-        let error = fresh.check(Counted { events: 2_000, letters: 2_000 }, &[]).expect_err("all of them").to_string();
+        let all = Counted { events: 2_000, letters: 2_000 };
+        let error = fresh.check(all, &Reasons::default()).expect_err("all of them").to_string();
         assert!(error.starts_with("2000 of the last 2000 events of topic t would"), "{error}");
     }
 

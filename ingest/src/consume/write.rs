@@ -13,7 +13,7 @@ use lakehouse::{
 
 use super::commit::Committer;
 use super::intake::Range;
-use super::limit::{Counted, Limit};
+use super::limit::{Counted, Limit, Reasons};
 use crate::decode::{self, Decoded, Decoder, Recorded};
 use crate::records::Records;
 use crate::topic::TopicSpec;
@@ -103,7 +103,9 @@ pub(super) async fn write(sink: Arc<Sink>, batch: Batch) -> Result<Written> {
         .await
         .map_err(|source| Error::with_source(ErrorKind::Bug, "decoding was broken off", source))??;
     let counted = Counted::of(&consumed);
-    sink.limit.check(counted, &decoded.letters)?;
+    let mut reasons = Reasons::default();
+    decoded.letters.iter().for_each(|letters| reasons.add(letters));
+    sink.limit.check(counted, &reasons)?;
     if !decoded.letters.is_empty() {
         match sink.write_letters(&mut bound, &ranges, &decoded).await? {
             Outcome::Committed(version) => bound.letters = version,

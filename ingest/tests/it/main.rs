@@ -2,5 +2,6 @@
 
 mod broker;
 mod exactly_once;
+mod letters;
 mod scene;
 mod stops;

@@ -3,6 +3,8 @@
 mod cleaning;
 mod faulty;
 mod publication;
+mod replayed;
+mod scan;
 mod storage;
 mod support;
 mod verify;
