@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
 
-use arrow::array::{Array as _, AsArray as _};
+use arrow::array::AsArray as _;
 use arrow::datatypes::{Int32Type, Int64Type};
 use arrow::record_batch::RecordBatch;
 use lakehouse::{ConsumedRange, Table};
@@ -156,7 +156,7 @@ impl Reasons {
         let column = |name: &str| letters.column_by_name(name).ok_or_else(wrong);
         let partition = column("partition")?.as_primitive_opt::<Int32Type>().ok_or_else(wrong)?;
         let offset = column("offset")?.as_primitive_opt::<Int64Type>().ok_or_else(wrong)?;
-        for row in 0..reason.len() {
+        for row in 0..letters.num_rows() {
             if let Some(seen) = self.0.get_mut(reason.value(row)) {
                 seen.letters += 1;
                 continue;

@@ -6,6 +6,7 @@ mod checks;
 mod columns;
 mod exactly_once;
 mod gaps;
+mod letters;
 mod lines;
 mod payloads;
 mod scene;

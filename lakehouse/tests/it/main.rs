@@ -4,6 +4,8 @@ mod cleaning;
 mod evolve;
 mod faulty;
 mod publication;
+mod replayed;
+mod scan;
 mod storage;
 mod support;
 mod verify;
