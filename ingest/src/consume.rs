@@ -54,6 +54,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::kafka::{Kafka, Properties};
 use crate::letters::Retention;
+use crate::small_files::SmallFiles;
 use crate::topic::TopicSpec;
 use crate::{Error, ErrorKind, Result};
 
@@ -84,6 +85,8 @@ pub struct Options {
     pub flush_rows: usize,
     /// So many bytes of messages are committed without waiting. In memory they are files by then, a tenth of that.
     pub flush_bytes: usize,
+    /// So often small files are put together.
+    pub compaction_interval: Duration,
     /// Gaps that the user accepts: what is gone, and is gone on without.
     pub accepted_gaps: Vec<AcceptedGap>,
     /// Further settings of librdkafka.
@@ -102,6 +105,7 @@ impl Options {
             flush_interval: Duration::from_secs(1),
             flush_rows: 100_000,
             flush_bytes: 48 << 20,
+            compaction_interval: Duration::from_secs(60),
             accepted_gaps: Vec::new(),
             properties: Properties::new(),
         }
@@ -260,11 +264,14 @@ pub async fn run_on(
         return Ok(Summary::nothing_done());
     };
     let mut lease = lake.take_lease(&reset::writers_of(&options.topic.table), &holder()).await?;
-    let retention = Retention::of(lake, &options.topic);
+    let care = Care {
+        retention: Retention::of(lake, &options.topic),
+        small_files: SmallFiles::of(lake, &options.topic, options.compaction_interval),
+    };
     let stop = options.stop;
     let consuming = running::Consuming::start(options, sink, broker, progress)?;
     let ended = tokio::select! {
-        ended = beside_retention(consuming.run(partitions, token.clone()), stop, retention, token) => ended,
+        ended = care.beside(consuming.run(partitions, token.clone()), stop, token) => ended,
         () = lease.keep() => unreachable!("a lease is kept for ever"),
     };
     // A store that is away must not keep a process that ends.
@@ -272,24 +279,35 @@ pub async fn run_on(
     ended
 }
 
-/// Letters that are due go beside the loop, which never waits for it, or after a loop that has an end.
-async fn beside_retention(
-    consuming: impl Future<Output = Result<Summary>>,
-    stop: Stop,
+/// What is done for the tables besides writing to them.
+struct Care {
     retention: Option<Retention>,
-    token: CancellationToken,
-) -> Result<Summary> {
-    let Some(mut retention) = retention else { return consuming.await };
-    match stop {
-        Stop::Never => {
-            let mut beside = JoinSet::new();
-            beside.spawn(retention.run());
-            consuming.await
-        }
-        Stop::AtEnd => {
-            let summary = consuming.await?;
-            token.run_until_cancelled(retention.round()).await;
-            Ok(summary)
+    small_files: SmallFiles,
+}
+
+impl Care {
+    /// Runs beside the loop, which never waits for it; letters that are due go after one that has an end.
+    async fn beside(
+        self,
+        consuming: impl Future<Output = Result<Summary>>,
+        stop: Stop,
+        token: CancellationToken,
+    ) -> Result<Summary> {
+        let Self { retention, small_files } = self;
+        // It goes with the loop.
+        let mut beside = JoinSet::new();
+        beside.spawn(small_files.run());
+        match (stop, retention) {
+            (Stop::Never, Some(retention)) => {
+                beside.spawn(retention.run());
+                consuming.await
+            }
+            (Stop::AtEnd, Some(mut retention)) => {
+                let summary = consuming.await?;
+                token.run_until_cancelled(retention.round()).await;
+                Ok(summary)
+            }
+            (_, None) => consuming.await,
         }
     }
 }

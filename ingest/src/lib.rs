@@ -23,6 +23,7 @@ pub mod letters;
 pub mod records;
 pub mod replay;
 pub mod simulate;
+mod small_files;
 pub mod topic;
 
 // One error type for the way from the topic to the table: its kinds say what the supervisor does, whichever crate met it.

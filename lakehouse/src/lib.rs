@@ -12,6 +12,7 @@ mod changes;
 mod cleaning;
 mod clock;
 mod commit;
+mod compaction;
 mod encode;
 mod error;
 mod evolve;

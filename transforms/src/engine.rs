@@ -18,7 +18,6 @@ use serde_json::{Map, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::audit;
-use crate::compaction;
 use crate::compile::{Compiled, Model};
 use crate::error::{Error, ErrorKind, Result, conflict};
 use crate::refresh::{self, Audit, Planned, Refresh, RefreshKind, RefreshMode};
@@ -298,7 +297,7 @@ impl Pass<'_> {
     async fn compact(&self) {
         for name in self.committed.keys() {
             let table = self.plan.lake.table(name);
-            if let Err(error) = compaction::compact(self.plan.lake, &table).await {
+            if let Err(error) = self.plan.lake.compact(&table).await {
                 tracing::warn!(table = %name, %error, "small files were not put together");
             }
         }

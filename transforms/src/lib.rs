@@ -13,7 +13,6 @@
 
 mod audit;
 mod class;
-mod compaction;
 mod compile;
 mod config;
 mod data_tests;

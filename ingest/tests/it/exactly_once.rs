@@ -109,3 +109,35 @@ async fn a_recorded_letter_stays_one_and_a_new_one_is_added_beside_it() {
     letters.sort_unstable();
     assert_eq!((rows, letters), (vec![], vec![(0, 0), (0, 1), (0, 2)]));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_files_are_put_together_beside_the_writer() {
+    let mut scene = Scene::new(2).await;
+    let options = Options {
+        flush_rows: 20,
+        flush_interval: Duration::from_millis(20),
+        compaction_interval: Duration::from_millis(50),
+        ..scene.options(Stop::Never)
+    };
+    let mut ingest = scene.start_ingest(options).await;
+    let mut delivered = BTreeMap::new();
+    for _ in 0..5 {
+        delivered.extend(scene.simulate(300, 0.2).await);
+    }
+    ingest.until(|progress| progress.events == 1_500).await;
+    let table = scene.lake().await.table(&scene.topic.table);
+    let put_together = async || {
+        let commits = table.history(1_000).await.expect("a history");
+        commits.iter().any(|commit| commit.operation == "OPTIMIZE")
+            && table.head().await.expect("a table").files.len() < commits.len() / 2
+    };
+    tokio::time::timeout(crate::scene::PATIENCE, async {
+        while !put_together().await {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await
+    .expect("in time");
+    ingest.stop().await.expect("a quiet end");
+    scene.assert_accounted(&delivered).await;
+}

@@ -1,0 +1,52 @@
+//! The small files of a topic's tables are put together while ingest goes on: a commit a second is a file a second.
+//!
+//! What was put together is deleted a day later, when no refresh that was away for a while reads it any more. It runs beside
+//! the loop and never in its way: its commits take out no rows, and a writer goes on after them.
+
+use std::time::Duration;
+
+use lakehouse::{Cleaner, ErrorKind, Lake, Table};
+
+use crate::Error;
+use crate::topic::TopicSpec;
+
+/// Keeps the number of files of one topic's tables low.
+pub(crate) struct SmallFiles {
+    lake: Lake,
+    tables: [Table; 2],
+    cleaner: Cleaner,
+    interval: Duration,
+}
+
+impl SmallFiles {
+    pub(crate) fn of(lake: &Lake, topic: &TopicSpec, interval: Duration) -> Self {
+        Self {
+            lake: lake.clone(),
+            tables: [lake.table(&topic.table), lake.table(&topic.dead_letters)],
+            cleaner: Cleaner::only(lake.clone(), [topic.table.clone(), topic.dead_letters.clone()]),
+            interval,
+        }
+    }
+
+    /// Goes on for ever. What fails is tried again in the next round: nothing else depends on it.
+    pub(crate) async fn run(mut self) {
+        loop {
+            tokio::time::sleep(self.interval).await;
+            if let Err(error) = self.round().await {
+                tracing::warn!(%error, "small files stay for now");
+            }
+        }
+    }
+
+    async fn round(&mut self) -> Result<(), Error> {
+        for table in &self.tables {
+            match self.lake.compact(table).await {
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                compacted => compacted?,
+            }
+        }
+        let report = self.cleaner.clean().await?;
+        tracing::debug!(files = report.files, bytes = report.bytes, "superseded files of bronze deleted");
+        Ok(())
+    }
+}

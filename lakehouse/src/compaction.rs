@@ -1,0 +1,86 @@
+//! Putting small files together. A table that is written to every second gets a file a second, and each one costs every
+//! later query a little.
+//!
+//! Files are merged with others of about their own size, so that a row is rewritten a handful of times in its life and not
+//! each time that a file comes in beside it. A commit of nothing else says so (`dataChange` is false): readers of changes pass
+//! over it, and a writer who adds rows at the same moment goes on after it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::commit::Outcome;
+use crate::error::{Error, Result};
+use crate::file::DataFile;
+use crate::lake::Lake;
+use crate::log::{Commit, Operation};
+use crate::stage::StageOptions;
+use crate::table::Table;
+use crate::version::TableVersion;
+
+/// So many files of one size are put together.
+const FILES_MIN: usize = 8;
+/// Files from this size on are left as they are.
+const FILE_BYTES_MAX: u64 = 32 << 20;
+/// So much is rewritten in one go; nobody has to wait for more.
+const REWRITTEN_BYTES_MAX: u64 = 128 << 20;
+
+impl Lake {
+    /// Puts small files of the newest version of `table` together, if there are enough of them. Losing to a commit that takes
+    /// out one of the same files is no fault: the next round goes by what is there then.
+    pub async fn compact(&self, table: &Table) -> Result<()> {
+        let base = table.head().await?;
+        let groups = due(&base);
+        if groups.is_empty() {
+            return Ok(());
+        }
+        let mut commit = Commit::new(Operation::Optimize);
+        for files in groups {
+            let context = self.session_factory().context();
+            let rows = context.read_table(base.provider_of(files.clone())).map_err(|error| failed(table, error))?;
+            let rows = rows.execute_stream().await.map_err(|error| failed(table, error))?;
+            commit.adds.extend(table.stage(&base, rows, &StageOptions::default()).await?);
+            commit.removes.extend(files);
+        }
+        let (adds, removes) = (commit.adds.len(), commit.removes.len());
+        match table.append(base.version, commit).await? {
+            Outcome::Committed(version) => {
+                tracing::debug!(table = %table.name(), version, adds, removes, "small files put together");
+            }
+            Outcome::Lost { winner } => tracing::debug!(table = %table.name(), winner, "another commit came first"),
+        }
+        Ok(())
+    }
+}
+
+fn failed(table: &Table, error: datafusion::error::DataFusionError) -> Error {
+    Error::query(format!("cannot put small files of {} together", table.name()), error)
+}
+
+/// The values of the partition columns, and a size class.
+type PartitionAndSize<'a> = (Vec<Option<&'a str>>, u32);
+
+/// The files to put together, each group of one partition and one size.
+fn due(table: &TableVersion) -> Vec<Vec<Arc<DataFile>>> {
+    let mut groups: BTreeMap<PartitionAndSize<'_>, Vec<Arc<DataFile>>> = BTreeMap::new();
+    for file in table.files.iter().filter(|file| file.size < FILE_BYTES_MAX) {
+        let partition =
+            table.partition_columns.iter().map(|column| file.partition_values.get(column).and_then(Option::as_deref));
+        groups.entry((partition.collect(), size_class(file.size))).or_default().push(file.clone());
+    }
+    let mut bytes = 0;
+    let mut due = Vec::new();
+    for files in groups.into_values().filter(|files| files.len() >= FILES_MIN) {
+        bytes += files.iter().map(|file| file.size).sum::<u64>();
+        if bytes > REWRITTEN_BYTES_MAX && !due.is_empty() {
+            break;
+        }
+        due.push(files);
+    }
+    due
+}
+
+/// Each class is eight times the size of the one below; the smallest holds everything up to 32 kB, where it is the footer
+/// that counts and not the rows.
+fn size_class(bytes: u64) -> u32 {
+    (bytes >> 15).checked_ilog2().map_or(0, |log| 1 + log / 3)
+}
