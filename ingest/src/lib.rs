@@ -11,6 +11,9 @@
 //! The Delta log is the only truth about progress: the rows of a batch and the offset to read next land in one commit.
 //! Kafka's own group offsets are committed afterwards, for lag tools only.
 //!
+//! What a run touches comes from outside: broker and committer ([`consume::Parts`]), store, clock and ids (the lake). So
+//! `tests/it/simulation.rs` runs it, the same each time for the same seed, on ones that fail.
+//!
 //! **Invariant:** this crate knows nothing of SQL, and nothing but [`topic::TopicSpec::spotify`] and [`simulate`] knows
 //! what the events are about.
 

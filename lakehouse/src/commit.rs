@@ -48,8 +48,8 @@ enum Rivals {
 impl Table {
     /// Commits rows that do not depend on what else is in the table, only on their ledger as of `read_version`.
     ///
-    /// Commits of others in between are fine as long as they neither move one of the same ledger entries, nor change the
-    /// table's columns or settings, nor take out a file that this one takes out.
+    /// Commits of others in between are fine as long as they neither move one of the same ledger entries or of those that this
+    /// one guards, nor change the table's columns or settings, nor take out a file that this one takes out.
     pub async fn append(&self, read_version: u64, commit: Commit) -> Result<Outcome> {
         self.commit(read_version, commit, Rivals::StepAside).await
     }
@@ -152,7 +152,8 @@ fn is_transient(failure: &TransactionError) -> bool {
 
 /// Whether `rival` leaves no room for `ours` after it.
 fn excludes(rival: &CommitEntry, ours: &Commit) -> bool {
-    let same_ledger = rival.transactions.keys().any(|app_id| ours.transactions.contains_key(app_id));
+    let is_ours = |app_id: &String| ours.transactions.contains_key(app_id) || ours.guarded.contains(app_id);
+    let same_ledger = rival.transactions.keys().any(is_ours);
     let table_changed = rival.metadata.is_some() || rival.protocol.is_some();
     let same_file = rival.removes.iter().any(|gone| ours.removes.iter().any(|file| file.path == gone.path));
     same_ledger || table_changed || same_file

@@ -2,7 +2,7 @@
 //!
 //! Source: the Delta transaction protocol, <https://github.com/delta-io/delta/blob/master/PROTOCOL.md>, §Actions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -81,6 +81,9 @@ pub struct Commit {
     pub removes: Vec<Arc<DataFile>>,
     /// The ledger: per application id the number that holds after this commit.
     pub transactions: BTreeMap<String, i64>,
+    /// Entries of the ledger that the caller goes on from later, although this commit does not move them. Who commits at a
+    /// version vouches for all of it, so another's commit that moves one of these makes this one void too.
+    pub guarded: BTreeSet<String>,
     /// What else is worth recording; it lands in `commitInfo` under `lakebeat`.
     pub info: Map<String, Value>,
     /// The columns that the table has from here on, where they change.
@@ -99,6 +102,7 @@ impl Commit {
             adds: Vec::new(),
             removes: Vec::new(),
             transactions: BTreeMap::new(),
+            guarded: BTreeSet::new(),
             info: Map::new(),
             columns: None,
         }

@@ -104,6 +104,7 @@ impl Ledgers {
             (of == i64::from(incarnation(partition))).then_some((partition, upto))
         });
         let bound = Bound {
+            partitions: asker.partitions.clone(),
             bronze: bronze.version,
             letters: letters.version,
             letters_ledger: letters_ledger.collect(),

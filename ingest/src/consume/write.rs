@@ -3,7 +3,7 @@
 //! A batch is bound to the versions at which the ledgers were read. Whoever finds another commit of the same ledger there
 //! is a stale owner: nothing is repeated, the batch is dropped and its messages are read again from the new ledger.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use lakehouse::{
@@ -59,6 +59,9 @@ impl Columns {
 /// The ledgers that the next batch goes on from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Bound {
+    /// The partitions that are ours. No commit of others that moves one of them lies before these versions, not even one that
+    /// our own last commits had no part in.
+    pub(super) partitions: BTreeSet<i32>,
     /// The version of the table of rows at which its ledger was read, or that our own last commit made.
     pub(super) bronze: u64,
     /// The same of the dead letters.
@@ -173,6 +176,13 @@ fn consumed(ranges: &[Range], counts: &BTreeMap<i32, Counts>, incarnations: &BTr
 }
 
 impl Sink {
+    /// A commit that is void if anybody has moved the ledger of any partition of ours: the next batch goes on from the version
+    /// that this one makes, whichever partitions it holds.
+    fn commit(&self, bound: &Bound) -> Commit {
+        let guarded = bound.partitions.iter().map(|&partition| ingest_app_id(&self.topic.name, partition)).collect();
+        Commit { guarded, ..Commit::new(Operation::Write) }
+    }
+
     async fn write_letters(
         &self,
         bound: &mut Bound,
@@ -180,7 +190,7 @@ impl Sink {
         counts: &BTreeMap<i32, Counts>,
         files: Vec<EncodedFile>,
     ) -> Result<Outcome> {
-        let mut commit = Commit::new(Operation::Write);
+        let mut commit = self.commit(bound);
         commit.adds = self.letters.upload(files).await?;
         let has_letters = |range: &&Range| counts.get(&range.partition).is_some_and(|counts| counts.new_letters > 0);
         for range in ranges.iter().filter(has_letters) {
@@ -195,7 +205,7 @@ impl Sink {
     }
 
     async fn write_rows(&self, bound: &Bound, consumed: &[ConsumedRange], files: Vec<EncodedFile>) -> Result<Outcome> {
-        let mut commit = Commit::new(Operation::Write);
+        let mut commit = self.commit(bound);
         commit.adds = self.bronze.upload(files).await?;
         let topic = &self.topic.name;
         for range in consumed {

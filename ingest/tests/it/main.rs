@@ -10,4 +10,5 @@ mod letters;
 mod lines;
 mod payloads;
 mod scene;
+mod simulation;
 mod stops;

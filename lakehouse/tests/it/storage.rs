@@ -56,6 +56,22 @@ async fn owners_of_other_partitions_do_not_disturb() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_another_moved_is_not_passed_over_by_a_commit_of_other_entries() {
+    for test in lakes().await {
+        let table = test.lake.table(&name());
+        table.ensure(&spec()).await.expect("made");
+        // An owner of a and b has read the ledger at version 0. Somebody else moves a, while it commits something of b.
+        let stale = commit_of(&table, 0..5, "a", 5).await;
+        assert_eq!(table.append(0, stale).await.expect("committed"), Outcome::Committed(1));
+        let mut ours = commit_of(&table, 5..9, "b", 9).await;
+        ours.guarded.insert("a".to_owned());
+        // Committed as version 2, its next batch would go on from there with what it knows of a, and double it.
+        assert_eq!(table.append(0, ours).await.expect("answered"), Outcome::Lost { winner: 1 });
+        assert_eq!(ids(&test.lake, &table).await, (0..5).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_writers_race_and_nothing_is_lost_or_doubled() {
     for test in lakes().await {
         let table = test.lake.table(&name());
