@@ -3,8 +3,8 @@
 //! ```text
 //! simulate ──► Kafka topic ──► consume/poll ──► Records ──► decode ──┬─► rows ────────► bronze table
 //!              (embedded                (raw messages,               └─► dead letters ─► dead-letter table
-//!               broker, or               one thread)                          both by consume/write, with
-//!               any other)                                                     the offsets in the same commit
+//!               broker, or               one thread)                          files by consume/encode as messages come,
+//!               any other)                                                    committed by consume/write with the offsets
 //!                                     dead-letter table ─► letters (looked at) ─► replay ─► rows in the bronze table
 //! ```
 //!

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
 use lakehouse::{EncodedFile, Encoder, StageOptions};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{JoinError, JoinSet};
 
@@ -110,7 +111,7 @@ impl Work {
                 drop((records, slot));
                 Ok(encoding)
             };
-            flatten(tokio::task::spawn_blocking(encode).await)
+            off_thread(encode).await
         });
     }
 
@@ -120,13 +121,22 @@ impl Work {
     /// Those of decoding: a recorded letter is of another message.
     pub(super) async fn finish(mut self) -> Result<Encoded> {
         let encoding = next(&mut self.newest).await?;
-        flatten(tokio::task::spawn_blocking(move || encoding.finish()).await)
+        off_thread(move || encoding.finish()).await
     }
 }
 
 async fn next(tasks: &mut JoinSet<Result<Encoding>>) -> Result<Encoding> {
     let none = || Error::new(ErrorKind::Bug, "a batch without messages was to be written");
     flatten(tasks.join_next().await.ok_or_else(none)?)
+}
+
+/// Does what takes long where it keeps nobody waiting. In a runtime of one thread, which is that of a simulation, it is done
+/// on that thread: so nothing goes on beside it, and a run is the same each time.
+async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
+        return work();
+    }
+    flatten(tokio::task::spawn_blocking(work).await)
 }
 
 fn flatten<T>(joined: Result<Result<T>, JoinError>) -> Result<T> {

@@ -557,6 +557,6 @@ mod tests {
                 }
             }
         }
-        assert!(both > 100, "only {both} went the short way");
+        assert!(both > 50, "only {both} went the short way");
     }
 }
