@@ -25,9 +25,17 @@ const KEY: &[u8] = b"key";
 /// Longer, and an error quotes what it should only name.
 const ERROR_BYTES_MAX: usize = 1_000;
 
+/// Formats by their names, so that a new one is one more here.
+const FORMATS: [&str; 2] = ["json", "ndjson"];
+
 /// Fields of all kinds. The limit is low, so that payloads beyond it are found.
-fn topic() -> TopicSpec {
-    let text = r#"{
+fn topic(format: &str) -> TopicSpec {
+    let mut topic: Value = serde_json::from_str(TOPIC).expect("the topic is JSON");
+    topic["format"] = format.into();
+    serde_json::from_value(topic).expect("the topic is described")
+}
+
+const TOPIC: &str = r#"{
         "name": "fuzzed", "table": "bronze.fuzzed", "payload_bytes_max": 3000,
         "fields": [
             {"name": "a", "column": "a"},
@@ -37,8 +45,6 @@ fn topic() -> TopicSpec {
             {"name": "event_id", "column": "id"}
         ]
     }"#;
-    serde_json::from_str(text).expect("the topic is described")
-}
 
 /// Checks the payloads that a fuzzer's bytes hold, as one batch.
 ///
@@ -49,12 +55,18 @@ pub fn check_bytes(bytes: &[u8]) {
     check(&payloads);
 }
 
-/// Checks a batch of payloads; `None` is a tombstone.
+/// Checks a batch of payloads in each format; `None` is a tombstone.
 ///
 /// # Panics
 /// If something does not hold.
 pub fn check(payloads: &[Option<&[u8]>]) {
-    let topic = topic();
+    for format in FORMATS {
+        check_as(format, payloads);
+    }
+}
+
+fn check_as(format: &str, payloads: &[Option<&[u8]>]) {
+    let topic = topic(format);
     let mut records = Records::default();
     for (offset, payload) in (0..).zip(payloads) {
         records.push(&Record {
@@ -71,42 +83,46 @@ pub fn check(payloads: &[Option<&[u8]>]) {
     decode(decoder_for(&topic).as_ref(), &topic, &records, &Recorded::new(), now, &mut decoded)
         .expect("batches fit the schema");
 
-    let mut found: HashMap<i64, Outcome> = HashMap::new();
+    let mut found = Found::new();
     let mut letters = 0;
     for batch in &decoded.rows {
         assert_eq!(batch.schema(), topic.rows_spec().schema);
-        collect(batch, "_offset", &mut found, |row| read_row(batch, &topic, row));
+        collect(batch, ["_partition", "_offset", "_index"], &mut found, |row| read_row(batch, &topic, row));
     }
     for batch in &decoded.letters {
         assert_eq!(batch.schema(), topic.letters_spec().schema);
         letters += batch.num_rows();
-        collect(batch, "offset", &mut found, |row| read_letter(batch, payloads, row));
+        collect(batch, ["partition", "offset", "index"], &mut found, |row| read_letter(batch, row));
     }
     assert_eq!(decoded.dead_letters.values().sum::<u64>(), letters as u64, "letters are counted wrongly");
     for (offset, payload) in (0..).zip(payloads) {
-        let found = found.remove(&offset).unwrap_or_else(|| panic!("neither row nor letter: {}", shown(*payload)));
-        compare(&topic, *payload, &found);
+        for (index, part) in (0..).zip(parts(&topic, format, *payload)) {
+            let found = found
+                .remove(&(offset, index))
+                .unwrap_or_else(|| panic!("neither row nor letter ({format}, {index}): {}", shown(*payload)));
+            part.compare(&found);
+        }
     }
     assert!(found.is_empty(), "rows or letters of no message: {found:?}");
 }
+
+/// What became of each message, or of each line of it, by offset and index.
+type Found = HashMap<(i64, i32), Outcome>;
 
 /// What became of a message.
 #[derive(Debug, PartialEq)]
 enum Outcome {
     Row { values: Vec<Option<String>>, rescued: Option<String> },
-    Letter { reason: String },
+    Letter { reason: String, payload: Option<Vec<u8>> },
 }
 
-fn collect(
-    batch: &RecordBatch,
-    offsets: &str,
-    into: &mut HashMap<i64, Outcome>,
-    mut read: impl FnMut(usize) -> Outcome,
-) {
-    let offsets = batch.column_by_name(offsets).expect("an offset").as_primitive::<Int64Type>();
+fn collect(batch: &RecordBatch, place: [&str; 3], into: &mut Found, read: impl Fn(usize) -> Outcome) {
+    let [partition, offset, index] = place;
+    let offsets = batch.column_by_name(offset).expect("an offset").as_primitive::<Int64Type>();
     for row in 0..batch.num_rows() {
-        let earlier = into.insert(offsets.value(row), read(row));
-        assert!(earlier.is_none(), "offset {} is there twice", offsets.value(row));
+        assert_eq!(number(batch, partition, row), PARTITION);
+        let place = (offsets.value(row), number(batch, index, row));
+        assert!(into.insert(place, read(row)).is_none(), "{place:?} is there twice");
     }
 }
 
@@ -120,7 +136,6 @@ fn number(batch: &RecordBatch, column: &str, row: usize) -> i32 {
 }
 
 fn read_row(batch: &RecordBatch, topic: &TopicSpec, row: usize) -> Outcome {
-    assert_eq!((number(batch, "_partition", row), number(batch, "_index", row)), (PARTITION, 0));
     assert_eq!(text(batch, "_key", row).as_deref().map(str::as_bytes), Some(KEY));
     Outcome::Row {
         values: topic.fields.iter().map(|field| text(batch, &field.column, row)).collect(),
@@ -128,30 +143,50 @@ fn read_row(batch: &RecordBatch, topic: &TopicSpec, row: usize) -> Outcome {
     }
 }
 
-/// A letter holds the message as it came, and an error that can be read.
-fn read_letter(batch: &RecordBatch, payloads: &[Option<&[u8]>], row: usize) -> Outcome {
-    assert_eq!((number(batch, "partition", row), number(batch, "index", row)), (PARTITION, 0));
-    let offset = batch.column_by_name("offset").expect("an offset").as_primitive::<Int64Type>().value(row);
+/// A letter has an error that can be read.
+fn read_letter(batch: &RecordBatch, row: usize) -> Outcome {
     let payload = batch.column_by_name("payload").expect("a payload").as_binary::<i32>();
-    let sent = payloads[usize::try_from(offset).expect("offsets count from nought")];
-    assert_eq!(payload.is_valid(row).then(|| payload.value(row)), sent, "the letter is not what came");
     let error = text(batch, "error", row).expect("a letter says what was wrong");
     assert!(!error.is_empty() && error.len() <= ERROR_BYTES_MAX, "an error of {} bytes: {error:.200}", error.len());
-    Outcome::Letter { reason: text(batch, "reason", row).expect("a letter has a reason") }
+    Outcome::Letter {
+        reason: text(batch, "reason", row).expect("a letter has a reason"),
+        payload: payload.is_valid(row).then(|| payload.value(row).to_vec()),
+    }
 }
 
-fn compare(topic: &TopicSpec, payload: Option<&[u8]>, found: &Outcome) {
-    let (expected, is_odd) = expected(topic, payload);
-    let rejected = Outcome::Letter { reason: "not_json".to_owned() };
-    let agrees = match (&expected, found) {
-        (Outcome::Row { values, rescued }, Outcome::Row { values: found_values, rescued: found_rescued }) => {
-            let same =
-                values.iter().zip(found_values).all(|(value, found)| same_text(value.as_deref(), found.as_deref()));
-            same && same_text(rescued.as_deref(), found_rescued.as_deref())
-        }
-        (expected, found) => expected == found || is_odd && *found == rejected,
-    };
-    assert!(agrees, "{}\nmust be {expected:?}\n     is {found:?}", shown(payload));
+/// A message, or a line of one, and what must become of it.
+struct Part<'a> {
+    bytes: Option<&'a [u8]>,
+    expected: Expected,
+    /// Whether serde_json itself takes or refuses the text depending on what it is read into, so that refusing it is right
+    /// as well.
+    is_odd: bool,
+}
+
+/// What serde_json makes of a text.
+#[derive(Debug)]
+enum Expected {
+    Row { values: Vec<Option<String>>, rescued: Option<String> },
+    Letter(&'static str),
+}
+
+impl Part<'_> {
+    fn compare(&self, found: &Outcome) {
+        let agrees = match (&self.expected, found) {
+            (Expected::Row { values, rescued }, Outcome::Row { values: found_values, rescued: found_rescued }) => {
+                let mut pairs = values.iter().zip(found_values);
+                pairs.all(|(value, found)| same_text(value.as_deref(), found.as_deref()))
+                    && same_text(rescued.as_deref(), found_rescued.as_deref())
+            }
+            (Expected::Letter(_), Outcome::Row { .. }) => false,
+            (expected, Outcome::Letter { reason, payload }) => {
+                assert_eq!(payload.as_deref(), self.bytes, "the letter is not what came");
+                matches!(expected, Expected::Letter(expected) if expected == reason)
+                    || self.is_odd && reason == "not_json"
+            }
+        };
+        assert!(agrees, "{}\nmust be {:?}\n     is {found:?}", shown(self.bytes), self.expected);
+    }
 }
 
 /// The same text, or JSON of the same meaning: white space is nobody's business, nor is the order of names.
@@ -174,20 +209,31 @@ fn same_text(expected: Option<&str>, found: Option<&str>) -> bool {
         })
 }
 
-fn letter(reason: &str) -> Outcome {
-    Outcome::Letter { reason: reason.to_owned() }
+/// All that must come of a message.
+fn parts<'a>(topic: &TopicSpec, format: &str, payload: Option<&'a [u8]>) -> Vec<Part<'a>> {
+    let whole = |reason| vec![Part { bytes: payload, expected: Expected::Letter(reason), is_odd: false }];
+    let Some(bytes) = payload else { return whole("tombstone") };
+    if bytes.is_empty() {
+        return whole("empty");
+    }
+    if bytes.len() > topic.payload_bytes_max {
+        return whole("too_large");
+    }
+    let part = |bytes| {
+        let (expected, is_odd) = expected(topic, bytes);
+        Part { bytes: Some(bytes), expected, is_odd }
+    };
+    if format == "json" {
+        return vec![part(bytes)];
+    }
+    let lines = bytes.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let lines: Vec<_> = lines.filter(|line| !line.iter().all(u8::is_ascii_whitespace)).map(part).collect();
+    if lines.is_empty() { whole("empty") } else { lines }
 }
 
-/// What serde_json makes of a payload; and whether the text is one that serde_json itself takes or refuses depending on what
-/// it is read into, so that refusing it is right as well.
-fn expected(topic: &TopicSpec, payload: Option<&[u8]>) -> (Outcome, bool) {
-    let Some(payload) = payload else { return (letter("tombstone"), false) };
-    if payload.is_empty() {
-        return (letter("empty"), false);
-    }
-    if payload.len() > topic.payload_bytes_max {
-        return (letter("too_large"), false);
-    }
+/// What serde_json makes of a text; and whether it is odd.
+fn expected(topic: &TopicSpec, payload: &[u8]) -> (Expected, bool) {
+    let letter = Expected::Letter;
     let Ok(text) = std::str::from_utf8(payload) else { return (letter("not_utf8"), false) };
     let Ok(raw) = serde_json::from_str::<&RawValue>(text) else { return (letter("not_json"), false) };
     let unreadable = serde_json::from_str::<Value>(text).is_err_and(|error| !is_depth(&error));
@@ -217,7 +263,7 @@ fn expected(topic: &TopicSpec, payload: Option<&[u8]>) -> (Outcome, bool) {
     let rescued = (!parts.is_empty()).then(|| format!("{{{}}}", parts.join(",")));
     let is_too_deep =
         rescued.as_deref().is_some_and(|text| serde_json::from_str::<Value>(text).is_err_and(|error| is_depth(&error)));
-    if is_too_deep { (letter("too_deep"), is_odd) } else { (Outcome::Row { values, rescued }, is_odd) }
+    if is_too_deep { (letter("too_deep"), is_odd) } else { (Expected::Row { values, rescued }, is_odd) }
 }
 
 fn expected_value(kind: &str, raw: &str) -> Result<Option<String>, &'static str> {

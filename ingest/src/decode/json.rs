@@ -18,8 +18,11 @@ use super::{Decoder, Landing, Message, Messages, Poison, Reason, Row};
 use crate::Result;
 use crate::topic::{FieldKind, FieldSpec};
 
-/// Text that goes into a column as JSON is nested at most so deep; most JSON readers stop there (serde_json's own limit).
-const DEPTH_MAX: usize = 128;
+/// Text that goes into a column as JSON is nested at most so deep: serde_json, as most JSON readers, does not go to level 128.
+const DEPTH_MAX: usize = 127;
+
+/// An error quotes so many bytes of an unknown field's name at most: the name may be all of the payload.
+const QUOTED_BYTES_MAX: usize = 100;
 
 /// Each row repeats its message's key and headers. All together may have so many bytes; with a large key and lines of two
 /// bytes, one message would fill the disk.
@@ -172,6 +175,8 @@ impl<'a> Visitor<'a> for MessageVisitor<'_, 'a> {
 
     fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
         let mut unknown: Vec<(Cow<'a, str>, &'a RawValue)> = Vec::new();
+        // Fields whose last value so far is none of theirs, and what stands there.
+        let mut wrong: Vec<(usize, &'static str)> = Vec::new();
         let mut likely = 0;
         while let Some(name) = map.next_key_seed(NameSeed { fields: self.fields, likely })? {
             let index = match name {
@@ -189,11 +194,14 @@ impl<'a> Visitor<'a> for MessageVisitor<'_, 'a> {
                 FieldKind::String => map.next_value_seed(TextSeed)?,
                 kind => checked(kind, map.next_value()?),
             };
+            wrong.retain(|&(earlier, _)| earlier != index);
             match value {
                 Ok(value) => self.row.values[index] = value,
-                Err(found) if self.fault.is_none() => *self.fault = Some(wrong_type(field, found)),
-                Err(_) => {}
+                Err(found) => wrong.push((index, found)),
             }
+        }
+        if let Some(&(index, found)) = wrong.first() {
+            *self.fault = Some(wrong_type(&self.fields[index], found));
         }
         if !unknown.is_empty()
             && let Err(poison) = rescue(&unknown, &mut self.row.rescued)
@@ -387,7 +395,8 @@ fn rescue(unknown: &[(Cow<'_, str>, &RawValue)], into: &mut String) -> Result<()
             continue;
         }
         if depth(value.get()) >= DEPTH_MAX {
-            let error = format!("field \"{name}\" is nested more than {DEPTH_MAX} levels deep");
+            let quoted = &name[..name.floor_char_boundary(QUOTED_BYTES_MAX)];
+            let error = format!("field \"{quoted}\" is nested more than {DEPTH_MAX} levels deep");
             return Err(Poison::new(Reason::TooDeep, error));
         }
         into.push(if into.is_empty() { '{' } else { ',' });
@@ -469,6 +478,11 @@ mod tests {
     fn of_two_values_the_last_counts() {
         check(r#"{"a":"1","z":1,"a":"2","z":2}"#, expect![[r#"a="2" rescued {"z":2}"#]]);
         check(r#"{"a":"1","\u0061":null}"#, expect![""]);
+        check(r#"{"a":1,"a":"2"}"#, expect![[r#"a="2""#]]);
+        check(
+            r#"{"a":1,"a":"2","a":true}"#,
+            expect![[r#"wrong_type: field "a" holds true or false where a string is expected"#]],
+        );
     }
 
     #[test]
@@ -511,16 +525,28 @@ mod tests {
         let deep = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
         check(
             format!(r#"{{"more":{}}}"#, deep(100_000)),
-            expect![[r#"too_deep: field "more" is nested more than 128 levels deep"#]],
+            expect![[r#"too_deep: field "more" is nested more than 127 levels deep"#]],
         );
         check(
             format!(r#"{{"a":{}}}"#, deep(100_000)),
             expect![[r#"wrong_type: field "a" holds an array where a string is expected"#]],
         );
         check(
-            format!(r#"{{"x":{}}}"#, deep(129)),
+            format!(r#"{{"x":{}}}"#, deep(128)),
             expect![[r#"wrong_type: field "x" holds a value nested too deep where another value is expected"#]],
         );
+        // What gets into the table is read by serde_json, for one.
+        for text in [format!(r#"{{"more":{}}}"#, deep(126)), format!(r#"{{"x":{}}}"#, deep(127))] {
+            let fields = [FieldSpec { kind: FieldKind::Any, ..FieldSpec::string("x") }];
+            let mut row = Row::of(1);
+            Objects::new(&fields).read(text.as_bytes(), &mut row).expect("not too deep");
+            let kept = row.values[0].take().map_or(row.rescued, Cow::into_owned);
+            serde_json::from_str::<serde_json::Value>(&kept).expect("it can be read");
+        }
+        let name = "é".repeat(1000);
+        let mut row = Row::of(0);
+        let poison = Objects::new(&[]).read(format!(r#"{{"{name}":{}}}"#, deep(127)).as_bytes(), &mut row);
+        assert!(poison.expect_err("too deep").error.len() < 200, "all of the name is quoted");
         check(deep(100_000), expect!["not_object: the payload is an array, not an object"]);
         assert_eq!(depth(r#"{"k":"[[[\"{{","l":[{}]}"#), 3);
     }
