@@ -36,6 +36,19 @@ pub(crate) struct Message {
     pub(crate) verdict: Verdict,
 }
 
+impl Message {
+    fn record(&self, partition: i32, offset: i64) -> Record<'_> {
+        Record {
+            partition,
+            offset,
+            timestamp_millis: Some(self.timestamp_millis),
+            key: self.key.as_deref().map(str::as_bytes),
+            payload: self.payload.as_deref(),
+            headers: None,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// A row, with this message's id.
@@ -218,6 +231,16 @@ impl Broker for Connection {
         Ok(partitions.iter().map(|partition| (*partition, state.partitions[*partition as usize].end())).collect())
     }
 
+    async fn fingerprints(&self, _: &str, offsets: &BTreeMap<i32, i64>) -> Result<BTreeMap<i32, String>> {
+        self.ask().await?;
+        let state = self.cluster.state();
+        let fingerprint = |(&partition, &offset): (&i32, &i64)| {
+            let message = state.partitions[partition as usize].at(offset)?;
+            Some((partition, message.record(partition, offset).fingerprint()))
+        };
+        Ok(offsets.iter().filter_map(fingerprint).collect())
+    }
+
     fn read(&self, options: &Options) -> Result<Box<dyn Source>> {
         // Lives of all members have numbers of their own.
         let id = self.life.number * 16 + self.life.member;
@@ -308,14 +331,7 @@ impl Place {
             let upto = log.end().min(*next + random.within(0..=4) as i64);
             while *next < upto {
                 if let Some(message) = log.at(*next) {
-                    records.push(&Record {
-                        partition,
-                        offset: *next,
-                        timestamp_millis: Some(message.timestamp_millis),
-                        key: message.key.as_deref().map(str::as_bytes),
-                        payload: message.payload.as_deref(),
-                        headers: None,
-                    });
+                    records.push(&message.record(partition, *next));
                 }
                 *next += 1;
                 self.exhausted.remove(&partition);
