@@ -20,7 +20,15 @@ const CLOSED_AT_ONCE: usize = 3;
 
 /// The newest reasons why a client could not reach its brokers. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Reasons(Arc<Mutex<VecDeque<Reason>>>);
+pub(crate) struct Reasons(Arc<Mutex<Kept>>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// The newest last, each once: librdkafka does not repeat itself either.
+    reasons: VecDeque<Reason>,
+    /// How often no broker was left, which it does repeat.
+    times_down: usize,
+}
 
 /// One of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,10 +45,17 @@ impl ClientContext for Reasons {
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "librdkafka");
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() == KEPT_MAX {
-            kept.pop_front();
+        let code = error.rdkafka_error_code();
+        if code == Some(RDKafkaErrorCode::AllBrokersDown) {
+            kept.times_down += 1;
+            return;
         }
-        kept.push_back(Reason { code: error.rdkafka_error_code(), text: reason.to_owned() });
+        let reason = Reason { code, text: plain(reason).to_owned() };
+        kept.reasons.retain(|known| *known != reason);
+        if kept.reasons.len() == KEPT_MAX {
+            kept.reasons.pop_front();
+        }
+        kept.reasons.push_back(reason);
     }
 }
 
@@ -60,7 +75,7 @@ pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
 impl Reasons {
     /// Forgets what was, since a broker has answered.
     pub(crate) fn clear(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Kept::default();
     }
 
     /// The reason that trying on does not mend, as the error that it is.
@@ -73,16 +88,14 @@ impl Reasons {
     /// The newest reason, for people.
     pub(crate) fn newest(&self) -> Option<String> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // That all brokers are down is what follows from the reason before it.
-        let telling = kept.iter().rev().find(|reason| reason.code != Some(RDKafkaErrorCode::AllBrokersDown));
-        telling.map(|reason| plain(&reason.text).to_owned())
+        kept.reasons.back().map(|reason| reason.text.clone())
     }
 }
 
 /// What a broker, or our side, has refused in so many words.
-fn refusal(kept: &VecDeque<Reason>) -> Option<(ErrorKind, String, &'static str)> {
-    let told = kept.iter().rev().find_map(|reason| Some((reason, remedy(reason)?)));
-    told.map(|(reason, remedy)| (ErrorKind::BadConfig, plain(&reason.text).to_owned(), remedy))
+fn refusal(kept: &Kept) -> Option<(ErrorKind, String, &'static str)> {
+    let told = kept.reasons.iter().rev().find_map(|reason| Some((reason, remedy(reason)?)));
+    told.map(|(reason, remedy)| (ErrorKind::BadConfig, reason.text.clone(), remedy))
 }
 
 /// What to do about a refusal.
@@ -114,22 +127,26 @@ fn remedy(reason: &Reason) -> Option<&'static str> {
 
 /// A broker that closes each connection most likely speaks another protocol on that port. It does not say so, and what stands
 /// before a broker that is away may do the same: so this is no proof that the settings are wrong.
-fn closing(kept: &VecDeque<Reason>) -> Option<(ErrorKind, String, &'static str)> {
-    let count = |is_told: &dyn Fn(&Reason) -> bool| kept.iter().filter(|reason| is_told(reason)).count();
-    let is_down = |reason: &Reason| reason.code == Some(RDKafkaErrorCode::AllBrokersDown);
-    if count(&|reason| reason.text.contains("PLAINTEXT broker listener")) >= CLOSED_AT_ONCE {
-        let remedy = "that port does not speak TLS, or nobody does there; set KAFKA_SECURITY_PROTOCOL (security.protocol) to \
-                      plaintext or sasl_plaintext, or name the port that does";
-        return Some((ErrorKind::Unavailable, "it closes each connection within the TLS handshake".to_owned(), remedy));
+fn closing(kept: &Kept) -> Option<(ErrorKind, String, &'static str)> {
+    // One that wants a login or TLS may go without a word, so that nothing else is heard of.
+    let only_closes = kept.reasons.iter().all(|reason| reason.text.contains("Disconnected"));
+    if kept.times_down < CLOSED_AT_ONCE || !only_closes {
+        return None;
     }
-    // One that wants a login goes without a word, so that nothing else is heard of.
-    let closed = count(&|reason| reason.text.contains("security.protocol"));
-    if closed >= CLOSED_AT_ONCE || kept.len() >= CLOSED_AT_ONCE && count(&is_down) == kept.len() {
-        let remedy = "where it wants TLS or a login, set KAFKA_SECURITY_PROTOCOL (security.protocol) to ssl, sasl_ssl or \
-                      sasl_plaintext, or name the port that wants neither";
-        return Some((ErrorKind::Unavailable, "it closes each connection at once".to_owned(), remedy));
-    }
-    None
+    let (text, remedy) = if kept.reasons.iter().any(|reason| reason.text.contains("PLAINTEXT broker listener")) {
+        (
+            "it closes each connection within the TLS handshake",
+            "that port does not speak TLS, or nobody does there; set KAFKA_SECURITY_PROTOCOL (security.protocol) to plaintext \
+             or sasl_plaintext, or name the port that does",
+        )
+    } else {
+        (
+            "it closes each connection at once",
+            "where it wants TLS or a login, set KAFKA_SECURITY_PROTOCOL (security.protocol) to ssl, sasl_ssl or \
+             sasl_plaintext, or name the port that wants neither",
+        )
+    };
+    Some((ErrorKind::Unavailable, text.to_owned(), remedy))
 }
 
 /// The reason without what librdkafka says of its own state behind it.
@@ -193,33 +210,34 @@ mod tests {
     #[test]
     fn what_is_closed_again_and_again_is_most_likely_another_protocol() {
         use RDKafkaErrorCode as Code;
+        let down = (Code::AllBrokersDown, "1/1 brokers are down");
+        // librdkafka tells each reason once, and that no broker is left each time.
         let plain = (
             Code::BrokerTransportFailure,
-            "b:9093/bootstrap: Disconnected: requesting ApiVersion: might be caused by incorrect security.protocol configuration (connecting to a SSL listener?)",
+            "b:9093/bootstrap: Disconnected: connection closed by peer: receive 0 after POLLIN",
         );
         let tls = (
             Code::BrokerTransportFailure,
-            "ssl://b:9092/bootstrap: SSL handshake failed: Disconnected: connecting to a PLAINTEXT broker listener?",
+            "ssl://b:9092/bootstrap: SSL handshake failed: Disconnected: SSL connection closed by peer: connecting to a PLAINTEXT broker listener?",
         );
-        let down = (Code::AllBrokersDown, "1/1 brokers are down");
         let refused = (
             Code::BrokerTransportFailure,
             "b:9093/bootstrap: Connect to ipv4#127.0.0.1:9093 failed: Connection refused",
         );
-        for starting in [plain, tls, down] {
-            check(&[starting; 2], expect!["goes on"]);
+        for starting in [plain, tls] {
+            check(&[starting, down, down], expect!["goes on"]);
         }
-        check(&[down, refused, down, refused, down], expect!["goes on"]);
-        for closed in [plain, down] {
+        check(&[refused, down, down, down, down, plain, down], expect!["goes on"]);
+        for told in [[plain, down, down, down], [down; 4]] {
             check(
-                &[closed; 3],
+                &told,
                 expect![
                     "Unavailable no way to the Kafka broker at b:9093: it closes each connection at once: where it wants TLS or a login, set KAFKA_SECURITY_PROTOCOL (security.protocol) to ssl, sasl_ssl or sasl_plaintext, or name the port that wants neither"
                 ],
             );
         }
         check(
-            &[tls; 3],
+            &[tls, down, down, down],
             expect![
                 "Unavailable no way to the Kafka broker at b:9093: it closes each connection within the TLS handshake: that port does not speak TLS, or nobody does there; set KAFKA_SECURITY_PROTOCOL (security.protocol) to plaintext or sasl_plaintext, or name the port that does"
             ],
@@ -227,15 +245,20 @@ mod tests {
     }
 
     #[test]
-    fn only_the_newest_reasons_are_kept() {
+    fn reasons_are_kept_once_and_the_newest_only() {
         let reasons = Reasons::default();
+        let told = |text: &str| reasons.error(KafkaError::Global(RDKafkaErrorCode::BrokerTransportFailure), text);
         reasons.error(KafkaError::Global(RDKafkaErrorCode::Authentication), "refused");
-        for _ in 0..KEPT_MAX {
-            reasons
-                .error(KafkaError::Global(RDKafkaErrorCode::BrokerTransportFailure), "Connection refused (after 1ms)");
+        for _ in 0..100 {
+            told("Connection refused (after 1ms)");
+            reasons.error(KafkaError::Global(RDKafkaErrorCode::AllBrokersDown), "1/1 brokers are down");
+        }
+        assert!(reasons.hindrance("b:9093").is_some(), "what is repeated pushes nothing out");
+        assert_eq!(reasons.newest().as_deref(), Some("Connection refused"));
+        for index in 0..KEPT_MAX {
+            told(&format!("reason {index}"));
         }
         assert!(reasons.hindrance("b:9093").is_none());
-        assert_eq!(reasons.newest().as_deref(), Some("Connection refused"));
         reasons.clear();
         assert_eq!(reasons.newest(), None);
     }
