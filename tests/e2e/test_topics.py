@@ -15,7 +15,7 @@ from deltalake import DeltaTable
 
 from lake import Lake
 from messages import in_topic, simulate
-from program import REPOSITORY, Process, Up, check_refused, run, run_ok
+from program import REPOSITORY, Process, Up, check_refused, run, run_ok, topics
 from waiting import wait_for
 
 EXAMPLE = REPOSITORY / "ingest" / "examples" / "web-shop"
@@ -42,11 +42,12 @@ class Shop:
         self.lake = Lake(folder / "lakebeat-data" / "lake")
 
     def make_topics(self):
-        made = AdminClient({"bootstrap.servers": self.brokers}).create_topics(
-            [NewTopic(self.plays, 4, 1), NewTopic(self.orders, 2, 1)]
-        )
-        for topic in made.values():
+        # What it promises ends with it.
+        admin = AdminClient({"bootstrap.servers": self.brokers})
+        for topic in admin.create_topics([NewTopic(self.plays, 4, 1), NewTopic(self.orders, 2, 1)]).values():
             topic.result(30)
+        # The controller has them before each broker knows of them.
+        wait_for("the topics are there", lambda: {self.plays, self.orders} <= set(topics(self.brokers)), seconds=30)
 
     def order(self):
         """Sends the orders of the example, as its script does."""
@@ -169,12 +170,13 @@ def test_one_that_fails_ends_the_process_by_its_name(shop, ended_later):
     shop.settings.write_text(text.replace(shop.orders, f"{shop.orders}-nowhere"))
     ended = run("ingest", "--brokers", shop.brokers, cwd=shop.folder, timeout=60)
     check_refused(ended, WRONG, f"ingest of topic {shop.orders}-nowhere stopped", "make it")
-    # Also one that runs already: the table of its rows is taken away from it.
+    # Also one that runs already: its topic is taken away from it.
     shop.settings.write_text(text)
     process = ended_later(Process("ingest", "--brokers", shop.brokers, cwd=shop.folder)).start()
     shop.order()
     wait_for("orders are there", lambda: len(shop.rows(["order_id"])) == 4, alive=process)
-    AdminClient({"bootstrap.servers": shop.brokers}).delete_topics([shop.orders])[shop.orders].result(30)
+    admin = AdminClient({"bootstrap.servers": shop.brokers})
+    admin.delete_topics([shop.orders])[shop.orders].result(30)
     status = process.wait(60)
     assert status != 0 and f"ingest of topic {shop.orders} stopped" in process.err(), process.tail()
 
@@ -194,7 +196,7 @@ def test_a_field_that_is_added_adds_a_column(shop):
 
     columns = ["order_id", "coupon", "points", "currency", "_rescued"]
     new, old = shop.rows(columns)[-1], shop.rows(columns)[:-1]
-    assert new == ("o-2000", '{"code":"X"}', "12", None, '{"currency":"EUR"}'), new
+    assert new == ("o-2000", '{"code": "X"}', "12", None, '{"currency":"EUR"}'), new
     assert all(row[1:3] == (None, None) and row[3] is not None for row in old), old
     table = DeltaTable(str(shop.lake.path("bronze.web_orders")))
     fields = {field.name: field for field in table.schema().fields}
