@@ -191,16 +191,18 @@ impl Probe {
 
     /// Asks something. The first time it gives up early where nobody will ever answer.
     fn ask<T>(&self, question: impl Fn(Duration) -> KafkaResult<T>) -> KafkaResult<T> {
+        let mut left = REQUEST_TIMEOUT;
         for timeout in FIRST_ANSWER_TIMEOUTS {
             if self.answered.load(Ordering::Relaxed) {
                 break;
             }
+            left -= timeout;
             let answer = self.listen(question(timeout));
             if answer.as_ref().err().is_none_or(is_answer) || self.reasons.hindrance(&self.brokers).is_some() {
                 return answer;
             }
         }
-        self.listen(question(REQUEST_TIMEOUT))
+        self.listen(question(left))
     }
 
     /// Takes in what librdkafka told us while it was asked. It waits for that to be fetched, and would keep all of it.
