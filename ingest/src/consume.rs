@@ -263,10 +263,11 @@ pub async fn run_on(
     let Some((partitions, sink)) = token.run_until_cancelled(opening).await.transpose()? else {
         return Ok(Summary::nothing_done());
     };
-    let mut lease = lake.take_lease(&reset::writers_of(&options.topic.table), &holder()).await?;
+    let purpose = reset::writers_of(&options.topic.table);
+    let mut lease = lake.take_lease(&purpose, &holder()).await?;
     let care = Care {
         retention: Retention::of(lake, &options.topic),
-        small_files: SmallFiles::of(lake, &options.topic, options.compaction_interval),
+        small_files: SmallFiles::of(lake, &options.topic, (purpose, lease.info().clone()), options.compaction_interval),
     };
     let stop = options.stop;
     let consuming = running::Consuming::start(options, sink, broker, progress)?;

@@ -116,14 +116,13 @@ pub async fn ensure_topic(brokers: &str, topic: &TopicSpec, properties: &Propert
 /// Kafka as the loop sees it: questions go to a [`Probe`], messages come from a [`Poller`].
 pub(crate) struct Kafka {
     probe: Arc<Probe>,
-    group: String,
     properties: Properties,
 }
 
 impl Kafka {
     pub(crate) fn new(options: &Options) -> Result<Self> {
         let probe = Arc::new(Probe::new(&options.brokers, &options.properties)?);
-        Ok(Self { probe, group: options.group.clone(), properties: options.properties.clone() })
+        Ok(Self { probe, properties: options.properties.clone() })
     }
 }
 
@@ -156,18 +155,27 @@ impl Broker for Kafka {
     }
 
     async fn fingerprints(&self, topic: &str, offsets: &BTreeMap<i32, i64>) -> Result<BTreeMap<i32, String>> {
-        let (brokers, group, properties) = (self.probe.brokers.clone(), self.group.clone(), self.properties.clone());
-        let (topic, offsets) = (topic.to_owned(), offsets.clone());
-        blocking(move || {
-            let look = messages::Look { brokers: &brokers, group: &group, properties: &properties, topic: &topic };
-            look.fingerprints(&offsets)
-        })
-        .await
+        fingerprints(&self.probe.brokers, &self.properties, topic, offsets).await
     }
 
     fn read(&self, options: &Options) -> Result<Box<dyn Source>> {
         Ok(Box::new(Poller::start(options)?))
     }
+}
+
+/// The fingerprint of one message of each of some partitions; one that is not there is left out.
+pub(crate) async fn fingerprints(
+    brokers: &str,
+    properties: &Properties,
+    topic: &str,
+    offsets: &BTreeMap<i32, i64>,
+) -> Result<BTreeMap<i32, String>> {
+    let (brokers, properties) = (brokers.to_owned(), properties.clone());
+    let (topic, offsets) = (topic.to_owned(), offsets.clone());
+    blocking(move || {
+        messages::Look { brokers: &brokers, properties: &properties, topic: &topic }.fingerprints(&offsets)
+    })
+    .await
 }
 
 /// A connection for questions about topics and offsets; it reads no messages. Its calls block.

@@ -1,11 +1,12 @@
 //! The small files of a topic's tables are put together while ingest goes on: a commit a second is a file a second.
 //!
 //! What was put together is deleted a day later, when no refresh that was away for a while reads it any more. It runs beside
-//! the loop and never in its way: its commits take out no rows, and a writer goes on after them.
+//! the loop and never in its way: its commits take out no rows, and a writer goes on after them. Of several writers of a table
+//! the one whose lease is the oldest does it.
 
 use std::time::Duration;
 
-use lakehouse::{Cleaner, ErrorKind, Lake, Table};
+use lakehouse::{Cleaner, ErrorKind, Lake, LeaseInfo, Table};
 
 use crate::Error;
 use crate::topic::TopicSpec;
@@ -13,16 +14,28 @@ use crate::topic::TopicSpec;
 /// Keeps the number of files of one topic's tables low.
 pub(crate) struct SmallFiles {
     lake: Lake,
-    tables: [Table; 2],
+    rows: Table,
+    letters: Table,
+    /// Our lease on the table of rows, and what it is on.
+    lease: LeaseInfo,
+    purpose: String,
     cleaner: Cleaner,
     interval: Duration,
 }
 
 impl SmallFiles {
-    pub(crate) fn of(lake: &Lake, topic: &TopicSpec, interval: Duration) -> Self {
+    pub(crate) fn of(
+        lake: &Lake,
+        topic: &TopicSpec,
+        (purpose, lease): (String, LeaseInfo),
+        interval: Duration,
+    ) -> Self {
         Self {
             lake: lake.clone(),
-            tables: [lake.table(&topic.table), lake.table(&topic.dead_letters)],
+            rows: lake.table(&topic.table),
+            letters: lake.table(&topic.dead_letters),
+            lease,
+            purpose,
             cleaner: Cleaner::only(lake.clone(), [topic.table.clone(), topic.dead_letters.clone()]),
             interval,
         }
@@ -39,8 +52,12 @@ impl SmallFiles {
     }
 
     async fn round(&mut self) -> Result<(), Error> {
-        for table in &self.tables {
-            match self.lake.compact(table).await {
+        if !self.lease.is_oldest_of(&self.lake.leases(&self.purpose).await?) {
+            return Ok(());
+        }
+        // Several topics may share a table of letters; retention takes out files of one topic only.
+        for (table, apart) in [(&self.rows, None), (&self.letters, Some("topic"))] {
+            match self.lake.compact(table, apart).await {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 compacted => compacted?,
             }

@@ -265,7 +265,7 @@ pub(crate) const KIND_NOTE: &str = "lakebeat.kind";
 const NOT_IN_A_COLUMN: [char; 10] = [' ', ',', ';', '{', '}', '(', ')', '\n', '\t', '='];
 
 /// Columns that every table of rows has besides the fields' own.
-const OWN_COLUMNS: [&str; 10] = [
+const OWN_COLUMNS: [&str; 11] = [
     "_rescued",
     "_key",
     "_headers",
@@ -276,6 +276,7 @@ const OWN_COLUMNS: [&str; 10] = [
     "_ingested_at",
     "_ingest_date",
     "_replay_id",
+    "_incarnation",
 ];
 
 /// The zone is part of the type: Delta keeps one kind of timestamp, in UTC.

@@ -27,9 +27,12 @@ const REWRITTEN_BYTES_MAX: u64 = 128 << 20;
 impl Lake {
     /// Puts small files of the newest version of `table` together, if there are enough of them. Losing to a commit that takes
     /// out one of the same files is no fault: the next round goes by what is there then.
-    pub async fn compact(&self, table: &Table) -> Result<()> {
+    ///
+    /// Files that differ in the bounds of the column `apart` are not put together: what each of them is about stays told by its
+    /// statistics alone.
+    pub async fn compact(&self, table: &Table, apart: Option<&str>) -> Result<()> {
         let base = table.head().await?;
-        let groups = due(&base);
+        let groups = due(&base, apart);
         if groups.is_empty() {
             return Ok(());
         }
@@ -42,11 +45,15 @@ impl Lake {
             commit.removes.extend(files);
         }
         let (adds, removes) = (commit.adds.len(), commit.removes.len());
+        let staged = commit.adds.clone();
         match table.append(base.version, commit).await? {
             Outcome::Committed(version) => {
                 tracing::debug!(table = %table.name(), version, adds, removes, "small files put together");
             }
-            Outcome::Lost { winner } => tracing::debug!(table = %table.name(), winner, "another commit came first"),
+            Outcome::Lost { winner } => {
+                tracing::debug!(table = %table.name(), winner, "another commit came first");
+                table.discard(&staged).await;
+            }
         }
         Ok(())
     }
@@ -56,16 +63,17 @@ fn failed(table: &Table, error: datafusion::error::DataFusionError) -> Error {
     Error::query(format!("cannot put small files of {} together", table.name()), error)
 }
 
-/// The values of the partition columns, and a size class.
-type PartitionAndSize<'a> = (Vec<Option<&'a str>>, u32);
+/// The values of the partition columns, the bounds of the column that is kept apart, and a size class.
+type Kind<'a> = (Vec<Option<&'a str>>, Option<String>, u32);
 
-/// The files to put together, each group of one partition and one size.
-fn due(table: &TableVersion) -> Vec<Vec<Arc<DataFile>>> {
-    let mut groups: BTreeMap<PartitionAndSize<'_>, Vec<Arc<DataFile>>> = BTreeMap::new();
+/// The files to put together, each group of one kind.
+fn due(table: &TableVersion, apart: Option<&str>) -> Vec<Vec<Arc<DataFile>>> {
+    let mut groups: BTreeMap<Kind<'_>, Vec<Arc<DataFile>>> = BTreeMap::new();
     for file in table.files.iter().filter(|file| file.size < FILE_BYTES_MAX) {
         let partition =
             table.partition_columns.iter().map(|column| file.partition_values.get(column).and_then(Option::as_deref));
-        groups.entry((partition.collect(), size_class(file.size))).or_default().push(file.clone());
+        let bounds = apart.map(|column| bounds(file, column));
+        groups.entry((partition.collect(), bounds, size_class(file.size))).or_default().push(file.clone());
     }
     let mut bytes = 0;
     let mut due = Vec::new();
@@ -83,4 +91,11 @@ fn due(table: &TableVersion) -> Vec<Vec<Arc<DataFile>>> {
 /// that counts and not the rows.
 fn size_class(bytes: u64) -> u32 {
     (bytes >> 15).checked_ilog2().map_or(0, |log| 1 + log / 3)
+}
+
+/// The smallest and the largest value of a column, as the file's statistics write them.
+fn bounds(file: &DataFile, column: &str) -> String {
+    let stats: serde_json::Value =
+        file.stats.as_deref().and_then(|stats| serde_json::from_str(stats).ok()).unwrap_or_default();
+    format!("{} {}", stats["minValues"][column], stats["maxValues"][column])
 }

@@ -75,7 +75,21 @@ impl Lake {
     }
 }
 
+impl LeaseInfo {
+    /// Whether it is the oldest of these, by which holders agree on one of them without a word. Its own place among them is
+    /// taken as given: a listing may lag.
+    pub fn is_oldest_of(&self, others: &[Self]) -> bool {
+        let age = |lease: &Self| (lease.since, lease.holder.clone());
+        others.iter().all(|other| age(self) <= age(other))
+    }
+}
+
 impl Lease {
+    /// What it says.
+    pub fn info(&self) -> &LeaseInfo {
+        &self.info
+    }
+
     /// Renews the lease for ever. A renewal that fails is tried again at the next turn.
     pub async fn keep(&mut self) {
         loop {

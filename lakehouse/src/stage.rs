@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use datafusion::execution::SendableRecordBatchStream;
 use futures::TryStreamExt as _;
+use object_store::path::Path;
 use object_store::{ObjectStoreExt as _, PutPayload};
 
 use crate::encode::{EncodedFile, Encoder};
@@ -48,6 +49,16 @@ impl Table {
         }
         staged.extend(self.upload(encoder.finish()?).await?);
         Ok(staged)
+    }
+
+    /// Deletes staged files that no commit names and none will. One that cannot be deleted now is left for a vacuum.
+    pub async fn discard(&self, files: &[StagedFile]) {
+        for file in files {
+            let path = Path::from_iter(file.data_file().path.split('/'));
+            if let Err(error) = self.store().delete(&path).await {
+                tracing::debug!(table = %self.name(), %path, %error, "staged file not deleted");
+            }
+        }
     }
 
     /// The same for rows that are already there.

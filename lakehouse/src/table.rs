@@ -23,7 +23,7 @@ use crate::version::{self, Head, TableVersion};
 const RECENT_VERSIONS_MAX: usize = 32;
 
 /// So many log entries are read at once, where many are read.
-const ENTRIES_AT_ONCE: usize = 16;
+pub(crate) const ENTRIES_AT_ONCE: usize = 16;
 
 /// A handle on one table. Clones share what is known of it.
 #[derive(Debug, Clone)]

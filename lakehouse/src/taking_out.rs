@@ -10,14 +10,14 @@ use arrow::array::AsArray as _;
 use arrow::datatypes::Int64Type;
 use datafusion::common::DFSchema;
 use datafusion::prelude::{Expr, SessionContext, coalesce, col, lit};
-use futures::TryStreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
 
 use crate::error::{Error, Result};
 use crate::file::{DataFile, StagedFile};
-use crate::progress::{ConsumedRange, INCARNATION_COLUMN, REPLAY_COLUMN};
+use crate::progress::{ConsumedRange, INCARNATION_COLUMN, REPLAY_COLUMN, Skip};
 use crate::pruning;
 use crate::stage::StageOptions;
-use crate::table::Table;
+use crate::table::{ENTRIES_AT_ONCE, Table};
 use crate::version::TableVersion;
 
 /// Files to take out, and what comes in their place.
@@ -122,18 +122,22 @@ impl Table {
     /// The range in whose middle a tail begins, as the commits up to `version` recorded it last. None if it begins between
     /// two, or in offsets that were given up.
     pub async fn recorded_range(&self, version: u64, topic: &str, tail: &Tail) -> Result<Option<ConsumedRange>> {
-        let holds =
-            |partition: i32, from: i64, to: i64| partition == tail.partition && from < tail.from && tail.from < to;
-        for version in (0..=version).rev() {
-            let Some(entry) = self.inner.read_entry(version).await? else { break };
+        let newest_first = (0..=version).rev();
+        let mut entries =
+            futures::stream::iter(newest_first.map(|version| self.inner.read_entry(version))).buffered(ENTRIES_AT_ONCE);
+        while let Some(Some(entry)) = entries.try_next().await? {
             let Some(info) = entry.ingest_info()?.filter(|info| info.topic == topic) else { continue };
             let kept = info.rewinds.into_iter().filter_map(|rewind| rewind.kept);
-            let mut ranges = info.ranges.into_iter().chain(kept);
-            let found = ranges
-                .find(|range| range.incarnation == tail.incarnation && holds(range.partition, range.from, range.to));
-            let given_up = info.skips.iter().any(|skip| holds(skip.partition, skip.from, skip.to));
-            if found.is_some() || given_up {
-                return Ok(found);
+            let ours = |range: &ConsumedRange| {
+                (range.partition, range.incarnation) == (tail.partition, tail.incarnation) && range.from <= tail.from
+            };
+            // The newest one that does not begin behind the tail: it holds the tail's beginning, or nothing does.
+            if let Some(range) = info.ranges.into_iter().chain(kept).find(ours) {
+                return Ok(Some(range).filter(|range| range.from < tail.from && tail.from < range.to));
+            }
+            let holds = |skip: &Skip| skip.partition == tail.partition && skip.from < tail.from && tail.from < skip.to;
+            if info.skips.iter().any(holds) {
+                return Ok(None);
             }
         }
         Ok(None)

@@ -297,7 +297,7 @@ impl Pass<'_> {
     async fn compact(&self) {
         for name in self.committed.keys() {
             let table = self.plan.lake.table(name);
-            if let Err(error) = self.plan.lake.compact(&table).await {
+            if let Err(error) = self.plan.lake.compact(&table, None).await {
                 tracing::warn!(table = %name, %error, "small files were not put together");
             }
         }

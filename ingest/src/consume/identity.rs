@@ -29,8 +29,8 @@ pub(super) enum Evidence {
     None,
     /// They are others.
     Strange,
-    /// The ledger is beyond the end, and what is left before the end is what was read.
-    TailLost,
+    /// The ledger is beyond the end, and up to before this offset there is what was read.
+    TailLost { upto: i64 },
 }
 
 /// Offsets that can't be gone on with.
@@ -44,7 +44,7 @@ pub(super) fn judge(partition: i32, known: Known, here: Watermarks, evidence: Ev
     let made_anew = || skip(0, next, here.low, incarnation + 1, SkipReason::MadeAnew);
     match evidence {
         Evidence::Strange => Some(made_anew()),
-        Evidence::TailLost => Some(skip(here.high, next, here.high, incarnation + 1, SkipReason::TailLost)),
+        Evidence::TailLost { upto } => Some(skip(upto, next, upto, incarnation + 1, SkipReason::TailLost)),
         Evidence::None if next > here.high => Some(made_anew()),
         Evidence::None if next < here.low => Some(skip(next, here.low, here.low, incarnation, SkipReason::Expired)),
         Evidence::None => None,
@@ -78,8 +78,8 @@ impl Gap {
                  earliest that the broker still has is {next} (give the topic a longer retention)"
             ),
             SkipReason::TailLost => format!(
-                "offsets {from}..{to} of topic {topic} partition {partition} are gone from the broker after they were read into \
-                 {table}: what is written there from now on is something else"
+                "topic {topic} partition {partition} has lost its end after it was read into {table}: what stands at offsets \
+                 {from}..{to} now, or will stand there, is something else as far as anybody can tell; reading goes on at {from}"
             ),
             SkipReason::MadeAnew => format!(
                 "topic {topic} partition {partition} is not the one that was read before: its offsets {from}..{to} as they stand \
@@ -171,10 +171,10 @@ mod tests {
             12,
             7,
             9,
-            Evidence::TailLost,
+            Evidence::TailLost { upto: 8 },
             expect![[r#"
-                offsets 9..12 of topic events partition 3 are gone from the broker after they were read into bronze.t: what is written there from now on is something else. Nothing was skipped. Bring back what is gone, let the topic's settings name another table, or go on without it: --accept-gap events:3:9-12
-                next 9 of incarnation 2"#]],
+                topic events partition 3 has lost its end after it was read into bronze.t: what stands at offsets 8..12 now, or will stand there, is something else as far as anybody can tell; reading goes on at 8. Nothing was skipped. Bring back what is gone, let the topic's settings name another table, or go on without it: --accept-gap events:3:8-12
+                next 8 of incarnation 2"#]],
         );
         check(
             8,

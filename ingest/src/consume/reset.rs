@@ -15,9 +15,12 @@ use lakehouse::{
 };
 use serde::Serialize;
 
+use super::identity::{self, Evidence};
+use super::start;
 use super::write::{NO_FINGERPRINT, record};
 use crate::columns;
 use crate::kafka::{self, Probe, Properties, Watermarks};
+use crate::records::digest;
 use crate::topic::TopicSpec;
 use crate::{Error, ErrorKind, Result};
 
@@ -125,12 +128,28 @@ pub async fn reset(lake: &Lake, options: &ResetOptions) -> Result<ResetReport> {
     refuse_beside_writers(lake, &options.topic).await?;
     let wanted = wanted(options).await?;
     let resetting = Resetting { lake, topic: &options.topic, wanted };
+    resetting.refuse_another_topic(options).await?;
+    let (moves, rows_taken_out) = repeated(&options.topic.table, async || resetting.set_rows().await).await?;
+    let letters = &options.topic.dead_letters;
+    let dead_letters_taken_out = repeated(letters, async || resetting.set_letters().await).await?;
+    Ok(ResetReport {
+        topic: options.topic.name.clone(),
+        table: options.topic.table.clone(),
+        moves,
+        rows_taken_out,
+        dead_letters_taken_out,
+    })
+}
+
+/// Tries until no other commit is first.
+async fn repeated<T>(table: &TableName, attempt: impl AsyncFn() -> Result<Option<T>>) -> Result<T> {
     for _ in 0..ATTEMPTS_MAX {
-        if let Some(report) = resetting.attempt().await? {
-            return Ok(report);
+        if let Some(done) = attempt().await? {
+            return Ok(done);
         }
     }
-    let message = format!("others committed to {} all the time: try again when it is quiet", options.topic.table);
+    let message =
+        format!("others committed to {table} all the time: try again when it is quiet, what is done stays done");
     Err(Error::new(ErrorKind::Conflict, message))
 }
 
@@ -196,32 +215,25 @@ struct Shift {
 }
 
 impl Resetting<'_> {
-    /// Tries once; nothing if another commit was first.
-    async fn attempt(&self) -> Result<Option<ResetReport>> {
-        let (bronze, letters) = (self.lake.table(&self.topic.table), self.lake.table(&self.topic.dead_letters));
-        let columns = columns::prepare(&bronze, self.topic).await?;
-        let letter_columns = letters.ensure(&self.topic.letters_spec()).await?;
-        let (ledger, letters_ledger) = (self.ledger(&bronze).await?, self.ledger(&letters).await?);
-        if (ledger.version, letters_ledger.version) != (columns.version, letter_columns.version) {
-            return Ok(None);
-        }
-        let shifts = self.shifts(&ledger)?;
-        let tables = (&bronze, columns.as_ref(), letter_columns.as_ref());
-        let rows_taken_out = match self.set_rows(tables, &ledger, &shifts).await? {
-            Done::Rows(rows) => rows,
-            Done::Lost => return Ok(None),
+    /// Where the broker's messages are others than those that were read, there is nothing to go back to or on from.
+    async fn refuse_another_topic(&self, options: &ResetOptions) -> Result<()> {
+        let bronze = self.lake.table(&self.topic.table);
+        columns::prepare(&bronze, self.topic).await?;
+        let ledger = self.ledger(&bronze).await?;
+        let known = |partition: i32| start::known(&ledger, &self.topic.name, partition);
+        let comparable = |(&partition, &(here, _)): (&i32, &(Watermarks, i64))| {
+            let known = known(partition)?;
+            let is_there = known.last.is_some() && here.low < known.next && known.next <= here.high;
+            is_there.then_some((partition, known.next - 1))
         };
-        let dead_letters_taken_out = match self.set_letters(&letters, &letter_columns, &letters_ledger).await? {
-            Done::Rows(rows) => rows,
-            Done::Lost => return Ok(None),
+        let places: BTreeMap<i32, i64> = self.wanted.iter().filter_map(comparable).collect();
+        let found = kafka::fingerprints(&options.brokers, &options.properties, &self.topic.name, &places).await?;
+        let gap = |(&partition, found): (&i32, &String)| {
+            let known = known(partition).filter(|known| known.last != Some(digest(found)))?;
+            identity::judge(partition, known, self.wanted[&partition].0, Evidence::Strange)
         };
-        Ok(Some(ResetReport {
-            topic: self.topic.name.clone(),
-            table: self.topic.table.clone(),
-            moves: shifts.iter().map(|shift| shift.at).collect(),
-            rows_taken_out,
-            dead_letters_taken_out,
-        }))
+        let gaps: Vec<_> = found.iter().filter_map(gap).collect();
+        if gaps.is_empty() { Ok(()) } else { Err(identity::stop(&self.topic.name, &self.topic.table, &gaps)) }
     }
 
     async fn ledger(&self, table: &Table) -> Result<Ledger> {
@@ -257,15 +269,22 @@ impl Resetting<'_> {
         Ok(shifts)
     }
 
-    async fn set_rows(
-        &self,
-        (bronze, columns, letters): (&Table, &TableVersion, &TableVersion),
-        ledger: &Ledger,
-        shifts: &[Shift],
-    ) -> Result<Done> {
-        if shifts.is_empty() {
-            return Ok(Done::Rows(0));
+    /// Moves bronze's ledger and takes out its rows; nothing if another commit was first.
+    async fn set_rows(&self) -> Result<Option<(Vec<Move>, u64)>> {
+        let (bronze, letters) = (self.lake.table(&self.topic.table), self.lake.table(&self.topic.dead_letters));
+        let columns = columns::prepare(&bronze, self.topic).await?;
+        let letters = letters.ensure(&self.topic.letters_spec()).await?;
+        let ledger = self.ledger(&bronze).await?;
+        if ledger.version != columns.version {
+            return Ok(None);
         }
+        let shifts = self.shifts(&ledger)?;
+        let moves: Vec<Move> = shifts.iter().map(|shift| shift.at).collect();
+        if shifts.is_empty() {
+            return Ok(Some((moves, 0)));
+        }
+        // A writer that began meanwhile is told by its lease before anything moves.
+        refuse_beside_writers(self.lake, self.topic).await?;
         let (mut commit, topic) = (Commit::new(Operation::Write), &self.topic.name);
         // A replay that is under way goes by what is there now: moved or not, its ledger makes it look again.
         let replay = replay_app_id(topic);
@@ -273,7 +292,7 @@ impl Resetting<'_> {
         commit.transactions.insert(replay, replays);
         let mut info = lakehouse::IngestInfo::new(topic, "", self.topic.dead_letters.clone());
         let mut tails = Vec::new();
-        for Shift { at: Move { partition, from, to }, incarnation } in shifts {
+        for Shift { at: Move { partition, from, to }, incarnation } in &shifts {
             let (partition, from, to, incarnation) = (*partition, *from, *to, *incarnation);
             commit.transactions.insert(ingest_app_id(topic, partition), to);
             commit.transactions.insert(fingerprint_app_id(topic, partition), NO_FINGERPRINT);
@@ -282,19 +301,19 @@ impl Resetting<'_> {
                 continue;
             }
             let tail = Tail { partition, incarnation, from: to };
-            let kept = self.kept(bronze, columns, letters, &tail).await?;
+            let kept = self.kept(&bronze, &columns, &letters, &tail).await?;
             let context = self.lake.session_factory().context();
             let rows = columns.count_tail(&context, PlaceColumns::ROWS, &tail).await?;
             info.rewinds.push(Rewind { partition, from, to, rows, kept });
             tails.push(tail);
         }
         let context = self.lake.session_factory().context();
-        let gone = bronze.stage_without(&context, columns, PlaceColumns::ROWS, &tails).await?;
+        let gone = bronze.stage_without(&context, &columns, PlaceColumns::ROWS, &tails).await?;
         (commit.removes, commit.adds) = (gone.removes, gone.adds);
         record(&mut commit, info)?;
         Ok(match bronze.replace(columns.version, commit).await? {
-            Outcome::Committed(_) => Done::Rows(gone.rows),
-            Outcome::Lost { .. } => Done::Lost,
+            Outcome::Committed(_) => Some((moves, gone.rows)),
+            Outcome::Lost { .. } => None,
         })
     }
 
@@ -326,33 +345,35 @@ impl Resetting<'_> {
     }
 
     /// Takes the letters from the new places on out, be it that this reset set bronze there or one that was broken off.
-    async fn set_letters(&self, letters: &Table, columns: &TableVersion, ledger: &Ledger) -> Result<Done> {
-        let topic = &self.topic.name;
+    async fn set_letters(&self) -> Result<Option<u64>> {
+        let (topic, letters) = (&self.topic.name, self.lake.table(&self.topic.dead_letters));
+        let columns = letters.ensure(&self.topic.letters_spec()).await?;
+        let (ledger, of_rows) = (self.ledger(&letters).await?, self.ledger(&self.lake.table(&self.topic.table)).await?);
+        if ledger.version != columns.version {
+            return Ok(None);
+        }
         let is_beyond = |(&partition, &(_, to)): (&i32, &(Watermarks, i64))| {
             let upto = ledger.entries.get(&ingest_app_id(topic, partition)).copied()?;
-            (upto > to).then(|| Tail { partition, incarnation: self.incarnation(ledger, partition), from: to })
+            let incarnation = self.incarnation(&ledger, partition);
+            // Letters of a partition that was made anew since are of messages that stand nowhere else.
+            let is_of_now = incarnation == self.incarnation(&of_rows, partition);
+            (is_of_now && upto > to).then_some(Tail { partition, incarnation, from: to })
         };
         let tails: Vec<Tail> = self.wanted.iter().filter_map(is_beyond).collect();
         if tails.is_empty() {
-            return Ok(Done::Rows(0));
+            return Ok(Some(0));
         }
         let context = self.lake.session_factory().context();
-        let gone = letters.stage_without(&context, columns, PlaceColumns::letters(topic), &tails).await?;
+        let gone = letters.stage_without(&context, &columns, PlaceColumns::letters(topic), &tails).await?;
         let mut commit = Commit::new(Operation::Write);
         (commit.removes, commit.adds) = (gone.removes, gone.adds);
         commit.transactions = tails.iter().map(|tail| (ingest_app_id(topic, tail.partition), tail.from)).collect();
-        Ok(match letters.replace(columns.version, commit).await? {
-            Outcome::Committed(_) => Done::Rows(gone.rows),
-            Outcome::Lost { .. } => Done::Lost,
+        // Other topics may write to the same table meanwhile: their letters are none of these.
+        Ok(match letters.append(columns.version, commit).await? {
+            Outcome::Committed(_) => Some(gone.rows),
+            Outcome::Lost { .. } => None,
         })
     }
-}
-
-enum Done {
-    /// It is committed, and so many rows are gone.
-    Rows(u64),
-    /// Another commit was first.
-    Lost,
 }
 
 #[cfg(test)]

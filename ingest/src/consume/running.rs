@@ -213,6 +213,9 @@ impl Consuming {
                     // The start looks at the other partitions too, and says what is gone.
                     Err(stranger) => {
                         self.strangers.insert(stranger.partition);
+                        // What was taken of these messages before the strange one came to no batch: a drain must not count it.
+                        self.forget();
+                        self.intake.restart(&BTreeMap::new());
                         self.begin_again().await?;
                     }
                 }

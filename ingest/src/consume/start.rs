@@ -93,7 +93,6 @@ impl Ledgers {
         // that we don't know of.
         let letters = sink.letters.ledger(&app_ids).await?;
         let bronze = sink.bronze.ledger(&app_ids).await?;
-        sink.look_at_columns().await?;
         let known: BTreeMap<i32, Known> =
             asked.iter().filter_map(|&partition| Some((partition, known(&bronze, topic, partition)?))).collect();
         let incarnation = |partition: i32| known.get(&partition).map_or(0, |known| known.incarnation);
@@ -116,6 +115,7 @@ impl Ledgers {
                 .filter(|&(_, incarnation)| incarnation > 0)
                 .collect(),
         };
+        sink.look_at_columns(&bound.incarnations).await?;
         let watermarks = asker.broker.watermarks(topic, asker.partitions).await?;
         Ok(Self { bound, known, watermarks })
     }
@@ -141,8 +141,9 @@ impl Ledgers {
             };
             let evidence = if strange.contains(&partition) {
                 Evidence::Strange
-            } else if known.next > here.high && self.has_lost_its_end(asker, partition, here).await? {
-                Evidence::TailLost
+            } else if known.next > here.high {
+                let intact = self.intact_upto(asker, partition, here).await?;
+                intact.map_or(Evidence::None, |upto| Evidence::TailLost { upto })
             } else {
                 Evidence::None
             };
@@ -173,17 +174,18 @@ impl Ledgers {
         Ok(strange)
     }
 
-    /// Whether a partition that ends before the ledger's offset still holds what was read of it.
-    async fn has_lost_its_end(&self, asker: &Asker<'_>, partition: i32, here: Watermarks) -> Result<bool> {
+    /// Up to where a partition that ends before the ledger's offset still holds what was read of it, if it does: up to the last
+    /// message that a commit recorded. Whether those behind it are the same or others, nobody can tell.
+    async fn intact_upto(&self, asker: &Asker<'_>, partition: i32, here: Watermarks) -> Result<Option<i64>> {
         let topic = &asker.sink.topic.name;
         let incarnation = self.known.get(&partition).map_or(0, |known| known.incarnation);
         let Some((offset, fingerprint)) =
             last_message(&asker.sink.bronze, self.bound.bronze, topic, (partition, incarnation), here).await?
         else {
-            return Ok(false);
+            return Ok(None);
         };
         let found = asker.broker.fingerprints(topic, &BTreeMap::from([(partition, offset)])).await?;
-        Ok(found.get(&partition).is_some_and(|found| *found == fingerprint))
+        Ok(found.get(&partition).filter(|found| **found == fingerprint).map(|_| offset + 1))
     }
 
     async fn start(self, asker: &Asker<'_>) -> Result<Start> {
@@ -200,7 +202,7 @@ impl Ledgers {
     }
 }
 
-fn known(ledger: &Ledger, topic: &str, partition: i32) -> Option<Known> {
+pub(super) fn known(ledger: &Ledger, topic: &str, partition: i32) -> Option<Known> {
     let entry = |app_id: String| ledger.entries.get(&app_id).copied();
     Some(Known {
         next: entry(ingest_app_id(topic, partition))?,

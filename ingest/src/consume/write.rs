@@ -117,7 +117,12 @@ impl Sink {
 
     /// Goes by the columns that the tables have now. To be called after their ledgers were read: a batch that is bound to them
     /// then either fits the columns, or loses to the commit that changed them since.
-    pub(super) async fn look_at_columns(&self) -> Result<()> {
+    pub(super) async fn look_at_columns(&self, incarnations: &BTreeMap<i32, i32>) -> Result<()> {
+        if !incarnations.is_empty() {
+            // They have it, unless the settings name another table since then.
+            self.bronze.add_columns(&[incarnation::column()]).await?;
+            self.letters.add_columns(&[incarnation::column()]).await?;
+        }
         let newest = Columns::look(&self.bronze, &self.letters, &self.topic).await?;
         *self.columns.lock().expect("no holder of this lock panics") = newest;
         Ok(())
@@ -136,6 +141,7 @@ pub(super) async fn write(sink: Arc<Sink>, batch: Batch) -> Result<Written> {
     let Batch { mut bound, ranges, work } = batch;
     let Encoded { rows, letters, counts, reasons } = work.finish().await?;
     let consumed = consumed(&ranges, &counts, &bound.incarnations);
+    check_complete(&consumed)?;
     let counted = Counted::of(&consumed);
     sink.limit.check(counted, &reasons)?;
     if !letters.is_empty() {
@@ -173,6 +179,18 @@ fn consumed(ranges: &[Range], counts: &BTreeMap<i32, Counts>, incarnations: &BTr
         }
     };
     ranges.iter().map(one).collect()
+}
+
+/// Each message is a row or a letter at least. A batch that has fewer would move the ledger past what nobody has.
+fn check_complete(consumed: &[ConsumedRange]) -> Result<()> {
+    match consumed.iter().find(|range| range.rows + range.dead_letters < range.messages()) {
+        None => Ok(()),
+        Some(ConsumedRange { partition, from, to, .. }) => {
+            let message =
+                format!("a batch lacks messages of partition {partition} offsets {from}..{to}: nothing was committed");
+            Err(Error::new(ErrorKind::Bug, message))
+        }
+    }
 }
 
 impl Sink {

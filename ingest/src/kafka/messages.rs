@@ -16,10 +16,12 @@ use crate::records::Records;
 /// So long the broker has for all of them.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// librdkafka assigns nothing to a consumer without a group; nobody joins this one.
+const GROUP: &str = "lakebeat-look";
+
 /// Reads one message of each of some partitions.
 pub(super) struct Look<'a> {
     pub(super) brokers: &'a str,
-    pub(super) group: &'a str,
     pub(super) properties: &'a Properties,
     pub(super) topic: &'a str,
 }
@@ -65,7 +67,7 @@ impl Look<'_> {
 
     /// It is in no group: it only assigns, and commits nothing.
     fn consumer(&self) -> Result<BaseConsumer<Reasons>> {
-        let mut config = consumer_config(self.brokers, self.group, self.properties)?;
+        let mut config = consumer_config(self.brokers, GROUP, self.properties)?;
         // One message is wanted, and one is given even if it is larger.
         set_default(&mut config, self.properties, "fetch.message.max.bytes", "16384");
         config.create_with_context(Reasons::default()).map_err(|source| config_error("cannot make a consumer", source))
