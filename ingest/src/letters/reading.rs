@@ -21,7 +21,6 @@ pub(crate) struct Letter {
     pub(crate) key: Option<Vec<u8>>,
     pub(crate) headers: Option<String>,
     pub(crate) payload: Option<Vec<u8>>,
-    pub(crate) reason: String,
 }
 
 impl Letter {
@@ -127,12 +126,12 @@ impl<'a> Letters<'a> {
     }
 
     /// The columns that [`Letters::letters`] needs besides the place.
-    pub(crate) const WHOLE: [&'static str; 5] = ["key", "headers", "payload", "reason", "_kafka_timestamp"];
+    pub(crate) const WHOLE: [&'static str; 4] = ["key", "headers", "payload", "_kafka_timestamp"];
 
     /// All of the batch, whole.
     pub(crate) fn letters(&self) -> Result<Vec<Letter>> {
         let (key, payload) = (self.bytes("key")?, self.bytes("payload")?);
-        let (headers, reason) = (self.text("headers")?, self.text("reason")?);
+        let headers = self.text("headers")?;
         let micros = taken(self.batch, "_kafka_timestamp", |column| {
             column.as_primitive_opt::<TimestampMicrosecondType>().cloned()
         })?;
@@ -143,7 +142,6 @@ impl<'a> Letters<'a> {
             key: bytes(&key, row),
             headers: headers.is_valid(row).then(|| headers.value(row).to_owned()),
             payload: bytes(&payload, row),
-            reason: reason.value(row).to_owned(),
         };
         Ok((0..self.batch.num_rows()).map(letter).collect())
     }

@@ -156,7 +156,6 @@ mod tests {
             key: Some(b"user".to_vec()),
             headers: None,
             payload: payload.map(|text| text.as_bytes().to_vec()),
-            reason: "not_json".to_owned(),
         }
     }
 

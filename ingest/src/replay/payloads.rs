@@ -202,14 +202,8 @@ mod tests {
 
     fn shown(payloads: &mut Payloads) -> String {
         let correct = |offset| {
-            let mut letter = Letter {
-                place: place(offset),
-                timestamp_millis: None,
-                key: None,
-                headers: None,
-                payload: None,
-                reason: String::new(),
-            };
+            let mut letter =
+                Letter { place: place(offset), timestamp_millis: None, key: None, headers: None, payload: None };
             let is_there = payloads.correct(&mut letter).expect("read again");
             is_there.then(|| format!("{offset}={}", String::from_utf8_lossy(&letter.payload.unwrap_or_default())))
         };

@@ -10,7 +10,7 @@ use ingest::ErrorKind;
 use ingest::consume::{self, Options, Progress, Stop};
 use ingest::letters::{self, Selection};
 use ingest::replay::{self, Mode, Report};
-use ingest::topic::{FieldKind, TopicSpec};
+use ingest::topic::{FieldKind, Format, TopicSpec};
 use lakehouse::{Clock as _, Lake, ManualClock, REPLAY_COLUMN, StorageOptions, SystemClock};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -170,6 +170,24 @@ async fn corrected_payloads_go_to_the_letters_that_they_name() {
     let report = replay(&scene, with(&lines.replace("two", "other"))).await;
     assert_eq!((report.replayed, report.already_there), (0, 1));
     assert_eq!(replayed_rows(&scene).await, vec![((0, 2), 0, Some("two".to_owned()))]);
+    assert_whole(&scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_of_a_message_keeps_its_place_in_it() {
+    let mut scene = Scene::new(1).await;
+    scene.topic.format = Format::Ndjson;
+    scene.produce(&["{\"event_id\":\"a\"}\nnonsense\n{\"event_id\":\"c\"}\n[]"]).await;
+    scene.ingest_to_end().await.expect("one message");
+    let file = scene.lake_folder().join("payloads.jsonl");
+    let lines = "{\"partition\":0,\"offset\":0,\"index\":1,\"payload\":{\"event_id\":\"b\"}}\n\
+                 {\"partition\":0,\"offset\":0,\"index\":3,\"payload\":\"{}\\n{}\"}\n";
+    std::fs::write(&file, lines).expect("written");
+    let report = replay(&scene, replay::Options { payloads: Some(file), ..options(&scene.topic) }).await;
+    assert_eq!((report.selected, report.replayed), (2, 1), "{report}");
+    let stays = &report.still_undecodable["several_events"].examples[0];
+    assert_eq!((stays.offset, stays.index), (0, 3));
+    assert_eq!(replayed_rows(&scene).await, vec![((0, 0), 1, Some("b".to_owned()))]);
     assert_whole(&scene).await;
 }
 
