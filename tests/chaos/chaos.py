@@ -9,6 +9,7 @@ import argparse
 import json
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -215,6 +216,8 @@ def main():
     parser.add_argument("--output", type=Path, default=REPOSITORY / "bench" / "chaos.md")
     arguments = parser.parse_args()
     say(f"seed {arguments.seed}")
+    # Whoever ends the run early ends the servers with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     folder = Path(tempfile.mkdtemp(prefix="lakebeat-chaos-"))
     one = Run(arguments, folder)
     try:
