@@ -182,7 +182,8 @@ impl Part<'_> {
             (expected, Outcome::Letter { reason, payload }) => {
                 assert_eq!(payload.as_deref(), self.bytes, "the letter is not what came");
                 matches!(expected, Expected::Letter(expected) if expected == reason)
-                    || self.is_odd && reason == "not_json"
+                    // serde_json ends at the first of several faults, so of a text with an odd one it does not tell the depth.
+                    || self.is_odd && matches!(reason.as_str(), "not_json" | "too_deep")
             }
         };
         assert!(agrees, "{}\nmust be {:?}\n     is {found:?}", shown(self.bytes), self.expected);

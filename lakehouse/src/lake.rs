@@ -99,6 +99,11 @@ impl Lake {
         &self.inner.clock
     }
 
+    /// Where new ids come from.
+    pub(crate) fn ids(&self) -> &dyn Ids {
+        self.inner.ids.as_ref()
+    }
+
     /// The store with the lake as its root.
     pub(crate) fn store(&self) -> &Arc<dyn ObjectStore> {
         &self.inner.store

@@ -11,7 +11,6 @@ use futures::TryStreamExt as _;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::lake::Lake;
@@ -47,7 +46,7 @@ impl Lake {
     pub async fn take_lease(&self, purpose: &str, holder: &str) -> Result<Lease> {
         let now = self.clock().now();
         let info = LeaseInfo { holder: holder.to_owned(), since: now, renewed_at: now };
-        let path = folder(purpose).join(format!("{}.json", Uuid::new_v4()));
+        let path = folder(purpose).join(format!("{}.json", self.ids().fresh()));
         let mut lease = Lease { lake: self.clone(), path, info };
         lease.renew().await?;
         Ok(lease)
