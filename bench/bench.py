@@ -210,7 +210,7 @@ def memory_when_idle(process):
 def commit_seconds(folder, **settings):
     """From each commit to the next, sorted, as the table's history tells it."""
     ended = run_ok("table", "history", TABLE, "--limit", 10 * COMMITS, "--json", cwd=folder, env=settings)
-    times = sorted(commit["timestamp"] for commit in ended.json if commit["rows_added"])
+    times = sorted(commit["timestamp"] for commit in ended.json if commit["rows_added"] and commit["operation"] == "WRITE")
     moments = [datetime.fromisoformat(time) for time in times]
     return sorted((after - before).total_seconds() for before, after in zip(moments, moments[1:]))
 

@@ -48,7 +48,10 @@ pub(super) async fn history(lake: &Lake, name: &str, limit: usize, json: bool) -
     let rows: Vec<_> = commits
         .iter()
         .map(|commit| {
-            let ledger: Vec<_> = commit.transactions.iter().map(|(app_id, at)| format!("{app_id}={at}")).collect();
+            // Digests tell people nothing; as JSON they are there.
+            let is_digest = |app_id: &str| app_id.starts_with("fingerprint/") || app_id.starts_with("cluster/");
+            let entries = commit.transactions.iter().filter(|(app_id, _)| !is_digest(app_id));
+            let ledger: Vec<_> = entries.map(|(app_id, at)| format!("{app_id}={at}")).collect();
             vec![
                 commit.version.to_string(),
                 time(commit.timestamp),

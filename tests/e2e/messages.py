@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 
-from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
 
 from lake import difference
 from program import TOPIC, run_ok
@@ -52,7 +52,7 @@ def in_topic(brokers, topic=TOPIC):
     try:
         partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
         # Places stand in for a group: `assign` asks nobody's leave.
-        consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
+        consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in partitions])
         unread, messages = set(partitions), []
         while unread:
             message = consumer.poll(20)

@@ -5,6 +5,7 @@ from collections import Counter
 
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
+from deltalake import DeltaTable
 
 from lake import Lake
 from program import TOPIC, Process, check_refused, free_ports, run, run_ok, topics
@@ -39,7 +40,10 @@ def produce(brokers, payloads, topic=TOPIC, partition=0):
 
 def replayed(lake):
     """Place and replay of each row that a replay brought, as another engine sees it."""
-    frame = lake.frame("bronze.spotify_events", ["_partition", "_offset", "_index", "_key", "event_id", "_replay_id"])
+    columns = ["_partition", "_offset", "_index", "_key", "event_id", "_replay_id"]
+    if "_replay_id" not in DeltaTable(str(lake.path("bronze.spotify_events"))).to_pyarrow_table().schema.names:
+        return []
+    frame = lake.frame("bronze.spotify_events", columns)
     return [row for row in frame.rows() if row[-1] is not None]
 
 
@@ -128,7 +132,8 @@ def test_too_many_letters_stop_the_process(tmp_path, ended_later):
     brokers, lake = f"127.0.0.1:{port}", Lake(tmp_path / "lake")
     broker = ended_later(Process("broker", "--kafka-port", port, "--data-dir", tmp_path / "broker", cwd=tmp_path)).start()
     wait_for("the broker answers", lambda: topics(brokers) is not None, seconds=30, alive=broker)
-    AdminClient({"bootstrap.servers": brokers}).create_topics([NewTopic(TOPIC, num_partitions=1)])[TOPIC].result(10)
+    admin = AdminClient({"bootstrap.servers": brokers})
+    admin.create_topics([NewTopic(TOPIC, num_partitions=1)])[TOPIC].result(10)
     limit = "max_dead_letter_ratio = 0.2\n"
     (tmp_path / "strict.toml").write_text(DESCRIBED.replace(', type = "any"', "") + limit)
     (tmp_path / "mended.toml").write_text(DESCRIBED + limit)

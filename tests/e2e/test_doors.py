@@ -267,7 +267,8 @@ def test_history_for_people(served):
     assert header == ["version", "time", "operation", "files", "rows added", "ledger"]
     versions = [int(commit[0]) for commit in commits]
     assert versions == list(range(newest_version(up, "bronze.spotify_events"), -1, -1))
-    assert sum(int(commit[4]) for commit in commits) == tables.bronze.total()
+    # What is put into fewer files is no new row.
+    assert sum(int(commit[4]) for commit in commits if commit[2] != "OPTIMIZE") == tables.bronze.total()
 
     ledger = {}
     for commit in reversed(commits):

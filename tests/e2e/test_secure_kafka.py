@@ -6,6 +6,7 @@ from lake import Lake, check_accounted
 from messages import logged, produced, simulate
 from program import TOPIC, Up, check_refused, free_ports, run, run_ok
 from secure_kafka import MECHANISMS, PASSWORD, SecureKafka, authority
+from waiting import wait_for
 
 WRONG, UNREACHABLE = 2, 3
 # What librdkafka would try for ever is an error before anybody thinks that the program hangs.
@@ -60,8 +61,9 @@ def test_up_reads_a_cluster_with_logins(secure, tmp_path, place, ended_later):
     # What asks the broker in the test itself has no login: it takes the other listener.
     up.brokers = secure.address
     ended_later(up).start().wait_ready()
+    some = "select count(*) > 0 as some from bronze.spotify_events"
+    wait_for("events are in bronze", lambda: up.query(some) == [{"some": True}], every=1, alive=up)
     up.stop()
-    assert up.query("select count(*) > 0 as some from bronze.spotify_events") == [{"some": True}]
     assert PASSWORD not in up.out() + up.err()
 
 

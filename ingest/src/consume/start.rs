@@ -48,9 +48,10 @@ pub(super) struct Asker<'a> {
 /// `BadData`, with the ranges that are gone and the flags that accept them, if the broker does not have what the ledger asks
 /// for.
 pub(super) async fn find(asker: &Asker<'_>) -> Result<Start> {
+    let mut strangers = asker.strangers.clone();
     loop {
         let ledgers = Ledgers::read(asker).await?;
-        let gaps = ledgers.gaps(asker).await?;
+        let gaps = ledgers.gaps(asker, &strangers).await?;
         if gaps.is_empty() {
             return ledgers.start(asker).await;
         }
@@ -64,6 +65,8 @@ pub(super) async fn find(asker: &Asker<'_>) -> Result<Start> {
         if let Outcome::Committed(version) = asker.sink.accept(&ledgers.bound, &accepted).await? {
             let gaps: Vec<String> = accepted.iter().map(|gap| gap.accepted(topic).to_string()).collect();
             tracing::warn!(?gaps, version, "gaps were accepted, and are recorded in the ledger");
+            // They are known by now, as what they are.
+            strangers.clear();
         }
     }
 }
@@ -121,11 +124,15 @@ impl Ledgers {
     }
 
     /// What keeps us from going on, of all partitions.
-    async fn gaps(&self, asker: &Asker<'_>) -> Result<Vec<Gap>> {
+    async fn gaps(&self, asker: &Asker<'_>, strangers: &BTreeSet<i32>) -> Result<Vec<Gap>> {
         let clusters = self.bound.cluster.zip(asker.sink.cluster());
         let is_other_cluster = clusters.is_some_and(|(then, now)| then != now);
-        let strange = if is_other_cluster || !asker.strangers.is_empty() {
-            self.strangers(asker, is_other_cluster).await?
+        // No topic ever loses partitions: one that has fewer is another one.
+        let has_shrunk =
+            self.known.iter().any(|(partition, known)| known.next > 0 && !self.watermarks.contains_key(partition));
+        let is_another = is_other_cluster || has_shrunk;
+        let strange = if is_another || !strangers.is_empty() {
+            self.strangers(asker, strangers, is_another).await?
         } else {
             BTreeSet::new()
         };
@@ -152,10 +159,15 @@ impl Ledgers {
         Ok(gaps)
     }
 
-    /// The partitions whose last message is another than the one that was read. On another cluster also those of which
-    /// nothing can be compared.
-    async fn strangers(&self, asker: &Asker<'_>, is_other_cluster: bool) -> Result<BTreeSet<i32>> {
-        let mut strange = asker.strangers.clone();
+    /// The partitions whose last message is another than the one that was read, with those that are known to be so. Where all
+    /// else speaks for another topic (`presumption`), also those of which nothing can be compared.
+    async fn strangers(
+        &self,
+        asker: &Asker<'_>,
+        known_ones: &BTreeSet<i32>,
+        presumption: bool,
+    ) -> Result<BTreeSet<i32>> {
+        let mut strange = known_ones.clone();
         let comparable = self.known.iter().filter_map(|(&partition, known)| {
             let here = self.watermarks.get(&partition)?;
             known.last.filter(|_| here.low < known.next && known.next <= here.high).map(|_| (partition, known.next - 1))
@@ -165,7 +177,7 @@ impl Ledgers {
         for (&partition, known) in self.known.iter().filter(|(_, known)| known.next > 0) {
             let is_other = match (known.last, found.get(&partition)) {
                 (Some(last), Some(found)) => last != digest(found),
-                _ => is_other_cluster,
+                _ => presumption,
             };
             if is_other {
                 strange.insert(partition);
