@@ -21,8 +21,8 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field};
 use futures::TryStreamExt as _;
 use lakehouse::{
-    Commit, INGEST_KEY, IngestInfo, Lake, Operation, Outcome, REPLAY_COLUMN, Replay, Scan, SessionFactory,
-    StageOptions, Table, TableVersion, incarnation_app_id, ingest_app_id, replay_app_id,
+    Commit, IngestInfo, Lake, Operation, Outcome, REPLAY_COLUMN, Replay, Scan, SessionFactory, StageOptions, Table,
+    TableVersion, incarnation_app_id, ingest_app_id, replay_app_id,
 };
 use serde::Serialize;
 use uuid::Uuid;
@@ -264,9 +264,7 @@ impl Sender {
         commit.transactions.insert(app_id, replays + 1);
         let mut info = IngestInfo::new(&self.topic.name, "", self.topic.dead_letters.clone());
         info.replay = Some(Replay { id: self.id.clone(), rows: count });
-        let info = serde_json::to_value(info)
-            .map_err(|source| Error::with_source(ErrorKind::Bug, "cannot write down what was replayed", source))?;
-        commit.info.insert(INGEST_KEY.to_owned(), info);
+        commit.record_ingest(&info)?;
         self.bronze.append(bound.version.version, commit).await
     }
 }

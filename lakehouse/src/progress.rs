@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::lake::Lake;
-use crate::log::CommitEntry;
+use crate::log::{Commit, CommitEntry};
 use crate::name::TableName;
 use crate::table::Table;
 
@@ -203,6 +203,17 @@ impl ConsumedRange {
     /// Messages that were read in it.
     pub fn messages(&self) -> u64 {
         self.messages.unwrap_or(self.rows + self.dead_letters)
+    }
+}
+
+impl Commit {
+    /// Writes down what ingest does with this commit.
+    pub fn record_ingest(&mut self, info: &IngestInfo) -> Result<()> {
+        let info = serde_json::to_value(info).map_err(|source| {
+            Error::with_source(ErrorKind::Bug, "cannot write down what a commit of ingest does", source)
+        })?;
+        self.info.insert(INGEST_KEY.to_owned(), info);
+        Ok(())
     }
 }
 

@@ -6,13 +6,26 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, BooleanArray, UInt64Array};
 use arrow::datatypes::SchemaRef;
 use datafusion::common::pruning::PruningStatistics;
-use datafusion::common::{Column, Result, ScalarValue};
+use datafusion::common::{Column, DFSchema, Result, ScalarValue};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
+use datafusion::prelude::{Expr, SessionContext};
 use serde_json::Value;
 
 use crate::file::DataFile;
 use crate::stats::{self, Bound};
+use crate::version::TableVersion;
+
+/// The files of a version that may hold a row for which `condition` is true.
+pub(crate) fn files_for(
+    version: &TableVersion,
+    context: &SessionContext,
+    condition: Expr,
+) -> Result<Vec<Arc<DataFile>>> {
+    let columns = DFSchema::try_from(version.schema.as_ref().clone())?;
+    let predicate = context.create_physical_expr(condition, &columns)?;
+    prune(&predicate, &version.schema, &version.files)
+}
 
 /// The files that may hold a row for which `predicate` is true.
 pub(crate) fn prune(

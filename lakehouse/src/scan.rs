@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use chrono::{DateTime, Utc};
-use datafusion::common::{DFSchema, ScalarValue};
+use datafusion::common::ScalarValue;
 use datafusion::logical_expr::{Expr, lit};
 use datafusion::prelude::ident;
 use futures::StreamExt as _;
@@ -92,12 +92,9 @@ impl Scan {
 
     /// The files that may hold such rows, as the log's statistics tell.
     pub fn files(&self) -> Result<Vec<Arc<DataFile>>> {
-        let Some(expression) = self.filter.0.clone() else { return Ok(self.version.files.to_vec()) };
-        let schema = &self.version.schema;
-        let pruned = DFSchema::try_from(schema.as_ref().clone())
-            .and_then(|columns| self.sessions.context().create_physical_expr(expression, &columns))
-            .and_then(|predicate| pruning::prune(&predicate, schema, &self.version.files));
-        pruned.map_err(|source| self.failed(source))
+        let Some(condition) = self.filter.0.clone() else { return Ok(self.version.files.to_vec()) };
+        let files = pruning::files_for(&self.version, &self.sessions.context(), condition);
+        files.map_err(|source| self.failed(source))
     }
 
     /// Streams columns of such rows in these files, in whatever order.

@@ -8,8 +8,7 @@ use std::sync::Arc;
 
 use arrow::array::AsArray as _;
 use arrow::datatypes::Int64Type;
-use datafusion::common::DFSchema;
-use datafusion::prelude::{Expr, SessionContext, coalesce, col, lit};
+use datafusion::prelude::{Expr, SessionContext, coalesce, ident, lit};
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use crate::error::{Error, Result};
@@ -65,14 +64,14 @@ impl<'a> PlaceColumns<'a> {
     }
 
     fn are_in(&self, tails: &[Tail], table: &TableVersion) -> Option<Expr> {
-        let of_topic = self.topic.map(|(column, topic)| col(quoted(column)).eq(lit(topic)));
+        let of_topic = self.topic.map(|(column, topic)| ident(column).eq(lit(topic)));
         let one = |tail: &Tail| {
-            let place = col(quoted(self.partition)).eq(lit(tail.partition));
-            let place = place.and(col(quoted(self.offset)).gt_eq(lit(tail.from)));
+            let place = ident(self.partition).eq(lit(tail.partition));
+            let place = place.and(ident(self.offset).gt_eq(lit(tail.from)));
             if !table.has_column(INCARNATION_COLUMN) {
                 return place;
             }
-            place.and(coalesce(vec![col(INCARNATION_COLUMN), lit(0)]).eq(lit(tail.incarnation)))
+            place.and(coalesce(vec![ident(INCARNATION_COLUMN), lit(0)]).eq(lit(tail.incarnation)))
         };
         let any = tails.iter().map(one).reduce(Expr::or)?;
         Some(match of_topic {
@@ -100,10 +99,10 @@ impl TableVersion {
         upto: i64,
     ) -> Result<BTreeMap<i64, u64>> {
         let failed = |source| Error::query(format!("cannot count rows of {}", self.name), source);
-        let mut filter = col(quoted(columns.offset)).lt(lit(upto));
+        let mut filter = ident(columns.offset).lt(lit(upto));
         filter = columns.are_in(std::slice::from_ref(tail), self).into_iter().fold(filter, Expr::and);
         if self.has_column(REPLAY_COLUMN) {
-            filter = filter.and(col(REPLAY_COLUMN).is_null());
+            filter = filter.and(ident(REPLAY_COLUMN).is_null());
         }
         let rows = context.read_table(self.provider()).and_then(|rows| rows.filter(filter)).map_err(failed)?;
         let rows = rows.select_columns(&[columns.offset]).map_err(failed)?;
@@ -144,11 +143,6 @@ impl Table {
     }
 }
 
-/// Column names are looked up as SQL writes them: quoted, a name stays as it is.
-fn quoted(name: &str) -> String {
-    format!("\"{name}\"")
-}
-
 impl Table {
     /// Stages `version` without the rows of `tails`.
     pub async fn stage_without(
@@ -160,7 +154,7 @@ impl Table {
     ) -> Result<TakenOut> {
         let Some(gone) = columns.are_in(tails, version) else { return Ok(TakenOut::default()) };
         let failed = |source| Error::query(format!("cannot take rows out of {}", self.name()), source);
-        let candidates = candidates(context, version, &gone).map_err(failed)?;
+        let candidates = pruning::files_for(version, context, gone.clone()).map_err(failed)?;
         let read = |filter: Expr| context.read_table(version.provider_of(candidates.clone()))?.filter(filter);
         let rows = read(gone.clone()).map_err(failed)?.count().await.map_err(failed)? as u64;
         if rows == 0 {
@@ -171,15 +165,4 @@ impl Table {
         let adds = self.stage(version, kept, &StageOptions::default()).await?;
         Ok(TakenOut { removes: candidates, adds, rows })
     }
-}
-
-/// The files that may hold such rows, told by their statistics.
-fn candidates(
-    context: &SessionContext,
-    version: &TableVersion,
-    gone: &Expr,
-) -> datafusion::error::Result<Vec<Arc<DataFile>>> {
-    let schema = DFSchema::try_from(version.schema.as_ref().clone())?;
-    let predicate = context.create_physical_expr(gone.clone(), &schema)?;
-    pruning::prune(&predicate, &version.schema, &version.files)
 }

@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use super::identity::{self, Evidence};
 use super::start;
-use super::write::{NO_FINGERPRINT, record};
+use super::write::NO_FINGERPRINT;
 use crate::columns;
 use crate::kafka::{self, Probe, Properties, Watermarks};
 use crate::records::digest;
@@ -237,9 +237,13 @@ impl Resetting<'_> {
     }
 
     async fn ledger(&self, table: &Table) -> Result<Ledger> {
-        let app_ids =
-            |&partition: &i32| [ingest_app_id, incarnation_app_id].map(|app_id| app_id(&self.topic.name, partition));
-        table.ledger(&self.wanted.keys().flat_map(app_ids).collect::<Vec<_>>()).await
+        let topic = &self.topic.name;
+        let of_partition = |&partition: &i32| {
+            [ingest_app_id, fingerprint_app_id, incarnation_app_id].map(|app_id| app_id(topic, partition))
+        };
+        let mut app_ids: Vec<String> = self.wanted.keys().flat_map(of_partition).collect();
+        app_ids.push(replay_app_id(topic));
+        table.ledger(&app_ids).await
     }
 
     fn incarnation(&self, ledger: &Ledger, partition: i32) -> i32 {
@@ -310,7 +314,7 @@ impl Resetting<'_> {
         let context = self.lake.session_factory().context();
         let gone = bronze.stage_without(&context, &columns, PlaceColumns::ROWS, &tails).await?;
         (commit.removes, commit.adds) = (gone.removes, gone.adds);
-        record(&mut commit, info)?;
+        commit.record_ingest(&info)?;
         Ok(match bronze.replace(columns.version, commit).await? {
             Outcome::Committed(_) => Some((moves, gone.rows)),
             Outcome::Lost { .. } => None,

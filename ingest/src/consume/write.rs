@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use lakehouse::{
-    Commit, ConsumedRange, EncodedFile, INGEST_KEY, IngestInfo, Lake, Operation, Outcome, SessionFactory, Table,
-    TableVersion, cluster_app_id, fingerprint_app_id, incarnation_app_id, ingest_app_id,
+    Commit, ConsumedRange, EncodedFile, IngestInfo, Lake, Operation, Outcome, SessionFactory, Table, TableVersion,
+    cluster_app_id, fingerprint_app_id, incarnation_app_id, ingest_app_id,
 };
 
 use super::commit::Committer;
@@ -235,7 +235,7 @@ impl Sink {
         commit.transactions.extend(self.new_cluster(bound));
         let mut info = self.info();
         info.ranges = consumed.to_vec();
-        record(&mut commit, info)?;
+        commit.record_ingest(&info)?;
         self.committer.append(&self.bronze, bound.bronze, commit).await
     }
 
@@ -258,7 +258,7 @@ impl Sink {
         commit.transactions.extend(self.new_cluster(bound));
         let mut info = self.info();
         info.skips = gaps.iter().map(|gap| gap.0.clone()).collect();
-        record(&mut commit, info)?;
+        commit.record_ingest(&info)?;
         self.committer.append(&self.bronze, bound.bronze, commit).await
     }
 
@@ -276,14 +276,6 @@ impl Sink {
     fn info(&self) -> IngestInfo {
         IngestInfo::new(&self.topic.name, &self.cluster_id, self.letters.name().clone())
     }
-}
-
-/// Writes down what a commit of ours did.
-pub(super) fn record(commit: &mut Commit, info: IngestInfo) -> Result<()> {
-    let info = serde_json::to_value(info)
-        .map_err(|source| Error::with_source(ErrorKind::Bug, "cannot write down what was consumed", source))?;
-    commit.info.insert(INGEST_KEY.to_owned(), info);
-    Ok(())
 }
 
 /// What the ledger keeps of a fingerprint.

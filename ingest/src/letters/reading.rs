@@ -11,6 +11,7 @@ use futures::TryStreamExt as _;
 use lakehouse::{Filter, INCARNATION_COLUMN, REPLAY_COLUMN, Scan, SessionFactory, TableVersion};
 
 use super::Place;
+use crate::records::Record;
 use crate::{Error, ErrorKind, Result};
 
 /// One letter as it is sent through again.
@@ -24,6 +25,18 @@ pub(crate) struct Letter {
 }
 
 impl Letter {
+    /// The message, or the part of one, that it keeps.
+    pub(crate) fn record(&self) -> Record<'_> {
+        Record {
+            partition: self.place.partition,
+            offset: self.place.offset,
+            timestamp_millis: self.timestamp_millis,
+            key: self.key.as_deref(),
+            payload: self.payload.as_deref(),
+            headers: self.headers.as_deref(),
+        }
+    }
+
     /// About what it takes of memory.
     pub(crate) fn bytes(&self) -> usize {
         let length = |part: &Option<Vec<u8>>| part.as_ref().map_or(0, Vec::len);

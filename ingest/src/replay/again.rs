@@ -50,14 +50,7 @@ pub(super) fn decode(
 ) -> Result<Again> {
     let mut records = Records::default();
     for (number, letter) in letters.iter().enumerate() {
-        records.push(&Record {
-            partition: letter.place.partition,
-            offset: number as i64,
-            timestamp_millis: letter.timestamp_millis,
-            key: letter.key.as_deref(),
-            payload: letter.payload.as_deref(),
-            headers: letter.headers.as_deref(),
-        });
+        records.push(&Record { offset: number as i64, ..letter.record() });
     }
     let mut decoded = Decoded::default();
     decode::decode(decoder, topic, &records, &Recorded::new(), now, &mut decoded)?;

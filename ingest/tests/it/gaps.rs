@@ -126,6 +126,14 @@ async fn no_ledger_is_set_beside_a_writer_or_to_where_nothing_is() {
         assert_eq!(error.kind(), ErrorKind::BadConfig);
         assert!(error.to_string().contains(told), "{error}");
     }
+    // Nor is it set on another topic, whose messages would be taken for those that were read.
+    scene.with_empty_broker().await;
+    scene.simulate(80, 0.0).await;
+    for to in [Position::Earliest, Position::Latest] {
+        let error = scene.reset(&[], to).await.expect_err("another topic");
+        assert_eq!(error.kind(), ErrorKind::BadData);
+        assert!(error.to_string().contains("is not the one that was read before"), "{error}");
+    }
     let places: BTreeSet<_> = scene.places().await.0.into_iter().collect();
     assert_eq!(places.len(), 50);
 }
