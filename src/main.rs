@@ -13,11 +13,15 @@ mod topics;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use tikv_jemallocator::Jemalloc;
 use tracing_subscriber::EnvFilter;
 
 use cli::Cli;
 use output::Fault;
 use settings::Settings;
+
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// What a thread may use of it costs nothing until it is used. Plans are walked by recursion.
 const THREAD_STACK_BYTES: usize = 16 << 20;

@@ -23,6 +23,11 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message as _;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tikv_jemallocator::Jemalloc;
+
+/// That of `lakebeat`, so that what is compared are not the allocators.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// Rows in one Arrow batch, and in one file: as `lakebeat ingest` has them by default.
 const BATCH_ROWS: usize = 8192;
