@@ -113,6 +113,11 @@ impl Records {
         self.bytes.len()
     }
 
+    /// What they take of memory.
+    pub fn memory(&self) -> usize {
+        self.bytes.len() + self.entries.len() * size_of::<Entry>()
+    }
+
     /// The message at `index`.
     pub fn get(&self, index: usize) -> Record<'_> {
         let entry = self.entries[index];

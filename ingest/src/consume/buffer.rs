@@ -2,7 +2,8 @@
 
 use tokio::time::Instant;
 
-use super::encode::{Encoding, Slot, Work};
+use super::encode::{Encoding, Work};
+use super::room::Room;
 use crate::records::Records;
 
 /// Messages that are not yet handed to a writer: on their way into files, chunk after chunk as they come.
@@ -16,14 +17,14 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
-    /// Takes messages in. `begin` makes the batch if they are the first ones; `slot` is given back when they are encoded.
-    pub(super) fn push(&mut self, records: Records, slot: Slot, begin: impl FnOnce() -> Encoding) {
+    /// Takes messages in. `begin` makes the batch if they are the first ones; `room` is given back when they are encoded.
+    pub(super) fn push(&mut self, records: Records, room: Room, begin: impl FnOnce() -> Encoding) {
         if records.is_empty() {
             return;
         }
         self.rows += records.len();
         self.bytes += records.bytes();
         self.since.get_or_insert_with(Instant::now);
-        self.work.push(records, slot, begin);
+        self.work.push(records, room, begin);
     }
 }

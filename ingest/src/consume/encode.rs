@@ -9,21 +9,15 @@ use std::sync::Arc;
 use arrow::record_batch::RecordBatch;
 use lakehouse::{EncodedFile, Encoder, StageOptions};
 use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{JoinError, JoinSet};
 
 use super::incarnation;
 use super::limit::Reasons;
+use super::room::Room;
 use super::write::Sink;
 use crate::decode::{Counts, Landing, OpenBatches, Output, Recorded};
 use crate::records::Records;
 use crate::{Error, ErrorKind, Result};
-
-/// So many chunks may wait to be encoded: enough that the encoder never waits for the loop.
-pub(super) const CHUNKS_AT_WORK: usize = 4;
-
-/// The right to have one chunk at work.
-pub(super) type Slot = OwnedSemaphorePermit;
 
 /// A batch as files in memory.
 pub(super) struct Encoded {
@@ -97,8 +91,8 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// Adds a chunk. `begin` makes the batch if it is the first one; `slot` is given back when it is encoded.
-    pub(super) fn push(&mut self, records: Records, slot: Slot, begin: impl FnOnce() -> Encoding) {
+    /// Adds a chunk. `begin` makes the batch if it is the first one; `room` is given back when it is encoded.
+    pub(super) fn push(&mut self, records: Records, room: Room, begin: impl FnOnce() -> Encoding) {
         let mut before = std::mem::take(&mut self.newest);
         let first = before.is_empty().then(begin);
         self.newest.spawn(async move {
@@ -108,7 +102,7 @@ impl Work {
             };
             let encode = move || {
                 encoding.take(&records)?;
-                drop((records, slot));
+                drop((records, room));
                 Ok(encoding)
             };
             off_thread(encode).await

@@ -21,6 +21,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
+use super::room::Rooms;
 use super::source::{Command, Polled, Revocation, Source};
 use super::{Options, Sharing};
 use crate::records::{Record, Records};
@@ -69,6 +70,7 @@ impl Poller {
             consumer,
             commands: receiver,
             polled: sender,
+            rooms: Rooms::new(),
             chunk_messages: (options.flush_rows / CHUNKS_A_COMMIT).clamp(1, CHUNK_MESSAGES),
             chunk_bytes: (options.flush_bytes / CHUNKS_A_COMMIT).clamp(1, CHUNK_BYTES),
             epoch: 0,
@@ -161,6 +163,7 @@ struct Thread {
     consumer: BaseConsumer<Context>,
     commands: Receiver<Command>,
     polled: mpsc::Sender<Polled>,
+    rooms: Rooms,
     chunk_messages: usize,
     chunk_bytes: usize,
     /// The assignment that messages are read under.
@@ -227,7 +230,8 @@ impl Thread {
             self.chunk.bytes() + self.chunk.bytes() / 8,
         );
         let records = std::mem::replace(&mut self.chunk, room);
-        self.say(Polled::Records { epoch: self.epoch, records })
+        let room = self.rooms.wait_for(records.memory());
+        self.say(Polled::Records { epoch: self.epoch, records, room })
     }
 
     fn report(&self, error: KafkaError) -> Result<(), Gone> {

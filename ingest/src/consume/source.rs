@@ -7,6 +7,7 @@ use std::fmt;
 use async_trait::async_trait;
 
 use super::Options;
+use super::room::Room;
 use crate::kafka::Watermarks;
 use crate::records::Records;
 use crate::{Error, Result};
@@ -72,6 +73,8 @@ pub enum Polled {
         epoch: u64,
         /// The messages.
         records: Records,
+        /// What they hold of the room for messages, until they are encoded.
+        room: Room,
     },
     /// All was read that a partition has for now.
     Exhausted {

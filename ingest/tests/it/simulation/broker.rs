@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
-use ingest::consume::{Broker, Command, Options, Polled, Sharing, Source};
+use ingest::consume::{Broker, Command, Options, Polled, Room, Sharing, Source};
 use ingest::kafka::Watermarks;
 use ingest::records::{Record, Records};
 use ingest::topic::{FieldSpec, TopicSpec};
@@ -338,7 +338,7 @@ impl Place {
             }
         }
         if !records.is_empty() {
-            self.ready.push_back(Polled::Records { epoch: self.epoch, records });
+            self.ready.push_back(Polled::Records { epoch: self.epoch, records, room: Room::default() });
         }
         for (&partition, &next) in &self.next {
             if next == partitions[partition as usize].end() && self.exhausted.insert(partition) {
