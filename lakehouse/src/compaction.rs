@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::commit::Outcome;
 use crate::error::{Error, Result};
-use crate::file::DataFile;
+use crate::file::{DataFile, StagedFile};
 use crate::lake::Lake;
 use crate::log::{Commit, Operation};
 use crate::stage::StageOptions;
@@ -21,7 +21,7 @@ use crate::version::TableVersion;
 const FILES_MIN: usize = 8;
 /// Files from this size on are left as they are.
 const FILE_BYTES_MAX: u64 = 32 << 20;
-/// So much is rewritten in one go; nobody has to wait for more.
+/// So much is rewritten in one go, and a few files more than that at most; nobody has to wait for more.
 const REWRITTEN_BYTES_MAX: u64 = 128 << 20;
 
 impl Lake {
@@ -38,13 +38,19 @@ impl Lake {
         }
         let mut commit = Commit::new(Operation::Optimize);
         for files in groups {
-            let context = self.session_factory().context();
-            let rows = context.read_table(base.provider_of(files.clone())).map_err(|error| failed(table, error))?;
-            let rows = rows.execute_stream().await.map_err(|error| failed(table, error))?;
-            commit.adds.extend(table.stage(&base, rows, &StageOptions::default()).await?);
-            commit.removes.extend(files);
+            match self.put_together(table, &base, &files).await {
+                Ok(adds) => {
+                    commit.adds.extend(adds);
+                    commit.removes.extend(files);
+                }
+                // The others need not wait for files that nobody can read.
+                Err(error) => tracing::warn!(table = %table.name(), %error, "some small files stay for now"),
+            }
         }
         let (adds, removes) = (commit.adds.len(), commit.removes.len());
+        if removes == 0 {
+            return Ok(());
+        }
         let staged = commit.adds.clone();
         match table.append(base.version, commit).await? {
             Outcome::Committed(version) => {
@@ -56,6 +62,18 @@ impl Lake {
             }
         }
         Ok(())
+    }
+
+    async fn put_together(
+        &self,
+        table: &Table,
+        base: &TableVersion,
+        files: &[Arc<DataFile>],
+    ) -> Result<Vec<StagedFile>> {
+        let context = table.context_for(&self.session_factory(), files).await?;
+        let rows = context.read_table(base.provider_of(files.to_vec())).map_err(|error| failed(table, error))?;
+        let rows = rows.execute_stream().await.map_err(|error| failed(table, error))?;
+        table.stage(base, rows, &StageOptions::default()).await
     }
 }
 
@@ -77,7 +95,8 @@ fn due(table: &TableVersion, apart: Option<&str>) -> Vec<Vec<Arc<DataFile>>> {
     }
     let mut bytes = 0;
     let mut due = Vec::new();
-    for files in groups.into_values().filter(|files| files.len() >= FILES_MIN) {
+    for mut files in groups.into_values().filter(|files| files.len() >= FILES_MIN) {
+        files.truncate(FILES_MIN.max(fitting(&files, REWRITTEN_BYTES_MAX)));
         bytes += files.iter().map(|file| file.size).sum::<u64>();
         if bytes > REWRITTEN_BYTES_MAX && !due.is_empty() {
             break;
@@ -85,6 +104,15 @@ fn due(table: &TableVersion, apart: Option<&str>) -> Vec<Vec<Arc<DataFile>>> {
         due.push(files);
     }
     due
+}
+
+/// How many of the first of these files together have no more bytes than that.
+fn fitting(files: &[Arc<DataFile>], bytes_max: u64) -> usize {
+    let sums = files.iter().scan(0, |sum, file| {
+        *sum += file.size;
+        Some(*sum)
+    });
+    sums.take_while(|&sum| sum <= bytes_max).count()
 }
 
 /// Each class is eight times the size of the one below; the smallest holds everything up to 32 kB, where it is the footer

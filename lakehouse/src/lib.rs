@@ -30,6 +30,7 @@ mod progress;
 mod provider;
 mod pruning;
 mod publication;
+mod row_width;
 mod scan;
 mod schema;
 mod session;
