@@ -9,16 +9,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use deltalake_core::kernel::transaction::TransactionError;
 use deltalake_core::logstore::{CommitOrBytes, LogStore as _};
+use futures::{StreamExt as _, TryStreamExt as _};
 use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result, store_kind};
 use crate::log::{self, Commit, CommitEntry};
-use crate::table::{Table, TableInner};
+use crate::table::{ENTRIES_AT_ONCE, Table, TableInner};
 
 /// A checkpoint is written each time the version can be divided by this.
 pub(crate) const CHECKPOINT_INTERVAL: u64 = 100;
 /// So many other commits may lie between the version that a writer has read and the one that it makes.
 const COMMITS_BETWEEN_MAX: u64 = 10_000;
+/// A writer that has found so many versions taken, one after the other, has missed more of them: it looks where the log ends.
+const TAKEN_IN_A_ROW_MAX: u32 = 3;
 /// So often a log entry is tried to be written while the store gives no clear answer.
 const ATTEMPTS_MAX: u32 = 5;
 /// The pause before the second attempt; it doubles each time.
@@ -62,13 +65,23 @@ impl Table {
     async fn commit(&self, read_version: u64, commit: Commit, rivals: Rivals) -> Result<Outcome> {
         let id = self.inner.ids.fresh();
         let bytes = log::encode(&commit, id, Some(read_version), self.inner.clock.now())?;
-        for version in read_version + 1..=read_version + COMMITS_BETWEEN_MAX {
+        let is_void = |rival: &CommitEntry| rivals == Rivals::GiveWay || excludes(rival, &commit);
+        let (mut version, mut taken) = (read_version + 1, 0);
+        while version <= read_version + COMMITS_BETWEEN_MAX {
             let Some(rival) = self.inner.claim(version, &bytes, id).await? else {
                 self.checkpoint_if_due(version).await;
                 return Ok(Outcome::Committed(version));
             };
-            if rivals == Rivals::GiveWay || excludes(&rival, &commit) {
+            if is_void(&rival) {
                 return Ok(Outcome::Lost { winner: version });
+            }
+            (version, taken) = (version + 1, taken + 1);
+            if taken >= TAKEN_IN_A_ROW_MAX {
+                let (end, winner) = self.inner.pass_over(version, is_void).await?;
+                if let Some(winner) = winner {
+                    return Ok(Outcome::Lost { winner });
+                }
+                (version, taken) = (end, 0);
             }
         }
         let message = format!(
@@ -108,6 +121,20 @@ impl Table {
 }
 
 impl TableInner {
+    /// Reads on from `version` to where nothing stands yet, or to the first commit that `is_void` says yes to.
+    async fn pass_over(&self, version: u64, is_void: impl Fn(&CommitEntry) -> bool) -> Result<(u64, Option<u64>)> {
+        let mut end = version;
+        let mut entries =
+            futures::stream::iter((version..).map(|version| self.read_entry(version))).buffered(ENTRIES_AT_ONCE);
+        while let Some(Some(rival)) = entries.try_next().await? {
+            if is_void(&rival) {
+                return Ok((end, Some(end)));
+            }
+            end += 1;
+        }
+        Ok((end, None))
+    }
+
     /// Tries to be the one who writes `version`. `None`: it is ours. `Some`: what stands there instead.
     async fn claim(&self, version: u64, bytes: &Bytes, id: Uuid) -> Result<Option<CommitEntry>> {
         let mut pause = ATTEMPT_PAUSE;

@@ -72,6 +72,29 @@ async fn an_entry_that_another_moved_is_not_passed_over_by_a_commit_of_other_ent
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_was_quiet_goes_on_after_all_that_it_missed() {
+    const MISSED: u64 = 40;
+    for test in lakes().await {
+        let table = test.lake.table(&name());
+        table.ensure(&spec()).await.expect("made");
+        for one in 0..MISSED as i64 {
+            let other = commit_of(&table, one..one + 1, "a", one).await;
+            assert_eq!(table.append(one as u64, other).await.expect("committed"), Outcome::Committed(one as u64 + 1));
+        }
+        let stale = commit_of(&table, 100..101, "a", 100).await;
+        assert_eq!(table.append(20, stale).await.expect("answered"), Outcome::Lost { winner: 21 });
+        let mut guarded = commit_of(&table, 100..101, "c", 1).await;
+        guarded.guarded.insert("b".to_owned());
+        let b = commit_of(&table, 40..41, "b", 1).await;
+        assert_eq!(table.append(0, b).await.expect("committed"), Outcome::Committed(MISSED + 1));
+        assert_eq!(table.append(0, guarded).await.expect("answered"), Outcome::Lost { winner: MISSED + 1 });
+        let quiet = commit_of(&table, 41..42, "c", 1).await;
+        assert_eq!(table.append(0, quiet).await.expect("committed"), Outcome::Committed(MISSED + 2));
+        assert_eq!(ids(&test.lake, &table).await, (0..42).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_writers_race_and_nothing_is_lost_or_doubled() {
     for test in lakes().await {
         let table = test.lake.table(&name());
