@@ -11,9 +11,9 @@ use arrow::datatypes::Int64Type;
 use datafusion::prelude::{Expr, SessionContext, coalesce, ident, lit};
 use futures::{StreamExt as _, TryStreamExt as _};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::file::{DataFile, StagedFile};
-use crate::progress::{ConsumedRange, INCARNATION_COLUMN, REPLAY_COLUMN, Skip};
+use crate::progress::{ConsumedRange, INCARNATION_COLUMN, REPLAY_COLUMN, Skip, SkipReason};
 use crate::pruning;
 use crate::stage::StageOptions;
 use crate::table::{ENTRIES_AT_ONCE, Table};
@@ -120,6 +120,10 @@ impl TableVersion {
 impl Table {
     /// The range in whose middle a tail begins, as the commits up to `version` recorded it last. None if it begins between
     /// two, or in offsets that were given up.
+    ///
+    /// # Errors
+    /// `BadConfig` if it begins before the offset from which the partition's end was lost: the rows below that are of the
+    /// incarnation before, and would be doubled.
     pub async fn recorded_range(&self, version: u64, topic: &str, tail: &Tail) -> Result<Option<ConsumedRange>> {
         let newest_first = (0..=version).rev();
         let mut entries =
@@ -134,6 +138,13 @@ impl Table {
             if let Some(range) = info.ranges.into_iter().chain(kept).find(ours) {
                 return Ok(Some(range).filter(|range| range.from < tail.from && tail.from < range.to));
             }
+            let is_loss = |skip: &&Skip| {
+                let of_tail = (skip.partition, skip.incarnation) == (tail.partition, tail.incarnation);
+                of_tail && skip.reason == SkipReason::TailLost && tail.from < skip.next
+            };
+            if let Some(loss) = info.skips.iter().find(is_loss) {
+                return Err(before_loss(self, topic, loss));
+            }
             let holds = |skip: &Skip| skip.partition == tail.partition && skip.from < tail.from && tail.from < skip.to;
             if info.skips.iter().any(holds) {
                 return Ok(None);
@@ -141,6 +152,16 @@ impl Table {
         }
         Ok(None)
     }
+}
+
+fn before_loss(table: &Table, topic: &str, loss: &Skip) -> Error {
+    let Skip { partition, next, .. } = loss;
+    let message = format!(
+        "topic {topic} partition {partition} lost its end at offset {next}, which was accepted; the rows of {} below that are \
+         of the time before and stay: set it to {next} or later",
+        table.name()
+    );
+    Error::new(ErrorKind::BadConfig, message)
 }
 
 impl Table {

@@ -16,8 +16,9 @@ class Message:
     partition: int
     offset: int
     payload: bytes | None
-    # Milliseconds; a log does not tell it.
+    # A log tells neither these milliseconds nor the key.
     timestamp: int | None = None
+    key: bytes | None = None
 
     @property
     def place(self):
@@ -59,7 +60,7 @@ def in_topic(brokers, topic=TOPIC):
             assert message is not None, f"the broker does not send the rest of partitions {unread}"
             if message.error() is None:
                 _, timestamp = message.timestamp()
-                messages.append(Message(message.partition(), message.offset(), message.value(), timestamp))
+                messages.append(Message(message.partition(), message.offset(), message.value(), timestamp, message.key()))
             else:
                 assert message.error().code() == KafkaError._PARTITION_EOF, message.error()
                 unread.discard(message.partition())

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 
 import pytest
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from lake import Lake
@@ -87,6 +87,19 @@ class Scene:
         rows = self.lake.frame("bronze.spotify_events", ["_partition", "_offset"]).rows()
         letters = self.lake.frame("bronze.dead_letters", ["partition", "offset"]).rows()
         return Counter(rows) + Counter(letters)
+
+    def lose_ends(self, ends):
+        """What an election of a replica that lagged behind does: the partitions end at these offsets, and are the same up to there."""
+        messages = in_topic(self.brokers, self.topic)
+        self.delete_topic()
+        self.make_topic(len(ends))
+        producer = Producer({"bootstrap.servers": self.brokers, "log_level": 0})
+        for message in messages:
+            if message.offset < ends[message.partition]:
+                producer.produce(
+                    self.topic, message.payload, message.key, message.partition, timestamp=message.timestamp
+                )
+        assert producer.flush(30) == 0
 
     def in_topic(self):
         return Counter(message.place for message in in_topic(self.brokers, self.topic))
@@ -193,6 +206,38 @@ def test_a_topic_deleted_and_made_again_under_a_running_ingest(scene, ended_late
     assert [flag[1:] for flag in flags] == [(partition, 0, end) for partition, end in before.items()]
     scene.ingest(*accepting(flags))
     assert scene.places() == kept + scene.in_topic()
+    scene.audit()
+
+
+def test_partitions_that_lost_their_ends(scene):
+    scene.produce(300)
+    scene.ingest()
+    first = scene.next_offsets()
+    scene.produce(300)
+    scene.ingest()
+    second, kept = scene.next_offsets(), scene.places()
+    # They end amid what the second commit read: only up to the end of the first one can it be told what is the same.
+    scene.lose_ends({partition: offset + 5 for partition, offset in first.items()})
+    refused = scene.ingest(command=run)
+    check_refused(refused, FOUND, "has lost its end", f"reading goes on at {first[0]}")
+    flags = flags_in(refused.err)
+    assert [flag[1:] for flag in flags] == [(partition, first[partition], second[partition]) for partition in first]
+    assert scene.places() == kept
+
+    scene.produce(60)
+    scene.ingest(*accepting(flags))
+    audit = scene.audit()
+    assert {part["incarnation"] for part in audit.values()} == {1}
+    again = Counter(place for place in scene.in_topic().elements() if place[1] >= first[place[0]])
+    assert scene.places() == kept + again
+    # What was read before the loss is not read again by a ledger set back; what was read since is.
+    for to in ("earliest", first[0] - 1):
+        check_refused(scene.reset("--partition", 0, "--to", to, command=run), WRONG, f"lost its end at offset {first[0]}")
+    assert scene.places() == kept + again
+    for partition, offset in first.items():
+        scene.reset("--partition", partition, "--to", offset)
+    scene.ingest()
+    assert scene.places() == kept + again
     scene.audit()
 
 
