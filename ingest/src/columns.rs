@@ -24,6 +24,22 @@ pub(crate) async fn prepare(table: &Table, topic: &TopicSpec) -> Result<Arc<Tabl
     table.ensure(&spec).await
 }
 
+/// Rows do not say which topic they are of, and the places of another topic's would be taken for theirs.
+///
+/// # Errors
+/// `BadConfig` if the table was filled from another topic.
+pub(crate) async fn refuse_table_of_another(table: &Table, topic: &TopicSpec) -> Result<()> {
+    let Some(other) = table.topics().await?.into_iter().find(|filled_from| *filled_from != topic.name) else {
+        return Ok(());
+    };
+    let message = format!(
+        "{} holds the messages of topic {other}: give topic {} a table of its own (table = \"…\" in its settings)",
+        table.name(),
+        topic.name
+    );
+    Err(Error::new(ErrorKind::BadConfig, message))
+}
+
 /// Whether what is there allows the fields as they are described.
 fn check(existing: &TableVersion, topic: &TopicSpec) -> Result<()> {
     for field in &topic.fields {

@@ -21,7 +21,8 @@
 //! Memory has a bound that no message can move by more than its own size, whatever the commits' limits are:
 //!
 //! - librdkafka reads 4 MiB ahead of each partition (`queued.max.messages.kbytes`), and one answer of each broker;
-//! - 13 chunks at most are on their way (one that fills up, 8 in the queue, 4 at work), each of 1 MiB or one larger message;
+//! - 12 MiB of messages, or one larger message, are on their way from the poll thread into files (`room`); one more chunk of
+//!   1 MiB, or of one message, fills up;
 //! - each table has one open Arrow batch of 8 MiB;
 //! - two batches are there as files in memory, one that fills up and one that is being committed. The messages of each have
 //!   `flush_bytes` at most, the files a tenth of that or so.
@@ -36,6 +37,7 @@ mod limit;
 pub(crate) mod poll;
 mod recorded;
 mod reset;
+mod room;
 mod running;
 mod source;
 mod start;
@@ -61,6 +63,7 @@ use crate::{Error, ErrorKind, Result};
 pub use commit::{Committer, Fenced};
 pub use identity::AcceptedGap;
 pub use reset::{Move, Position, ResetOptions, ResetReport, reset};
+pub use room::Room;
 pub use source::{Broker, Command, Polled, Revocation, Source};
 
 /// So long at most the end of a run waits for its lease to be given up.
@@ -85,6 +88,8 @@ pub struct Options {
     pub flush_rows: usize,
     /// So many bytes of messages are committed without waiting. In memory they are files by then, a tenth of that.
     pub flush_bytes: usize,
+    /// A run to the end gives up when the broker has said nothing for so long. One without an end waits for ever.
+    pub silence_max: Duration,
     /// So often small files are put together.
     pub compaction_interval: Duration,
     /// Gaps that the user accepts: what is gone, and is gone on without.
@@ -105,6 +110,7 @@ impl Options {
             flush_interval: Duration::from_secs(1),
             flush_rows: 100_000,
             flush_bytes: 48 << 20,
+            silence_max: Duration::from_secs(60),
             compaction_interval: Duration::from_secs(60),
             accepted_gaps: Vec::new(),
             properties: Properties::new(),
@@ -263,14 +269,13 @@ pub async fn run_on(
     let Some((partitions, sink)) = token.run_until_cancelled(opening).await.transpose()? else {
         return Ok(Summary::nothing_done());
     };
-    let purpose = reset::writers_of(&options.topic.table);
-    let mut lease = lake.take_lease(&purpose, &holder()).await?;
-    let care = Care {
-        retention: Retention::of(lake, &options.topic),
-        small_files: SmallFiles::of(lake, &options.topic, (purpose, lease.info().clone()), options.compaction_interval),
-    };
-    let stop = options.stop;
+    let (purpose, stop) = (reset::writers_of(&options.topic.table), options.stop);
+    let (retention, topic, interval) =
+        (Retention::of(lake, &options.topic), options.topic.clone(), options.compaction_interval);
+    // It writes nothing yet: what fails up to here leaves no lease behind.
     let consuming = running::Consuming::start(options, sink, broker, progress)?;
+    let mut lease = lake.take_lease(&purpose, &holder()).await?;
+    let care = Care { retention, small_files: SmallFiles::of(lake, &topic, (purpose, lease.info().clone()), interval) };
     let ended = tokio::select! {
         ended = care.beside(consuming.run(partitions, token.clone()), stop, token) => ended,
         () = lease.keep() => unreachable!("a lease is kept for ever"),

@@ -1,6 +1,6 @@
 //! How far ingest has come, read from the ledgers of the bronze tables: what each of its commits recorded about itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -214,6 +214,19 @@ impl Commit {
         })?;
         self.info.insert(INGEST_KEY.to_owned(), info);
         Ok(())
+    }
+}
+
+impl Table {
+    /// The topics that were consumed into this table of late; none if there is no such table.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn topics(&self) -> Result<BTreeSet<String>> {
+        match table_progress(self).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(BTreeSet::new()),
+            progress => Ok(progress?.into_iter().map(|one| one.topic).collect()),
+        }
     }
 }
 

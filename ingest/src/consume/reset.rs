@@ -126,6 +126,7 @@ pub(super) fn writers_of(table: &TableName) -> String {
 pub async fn reset(lake: &Lake, options: &ResetOptions) -> Result<ResetReport> {
     options.topic.check()?;
     refuse_beside_writers(lake, &options.topic).await?;
+    columns::refuse_table_of_another(&lake.table(&options.topic.table), &options.topic).await?;
     let wanted = wanted(options).await?;
     let resetting = Resetting { lake, topic: &options.topic, wanted };
     resetting.refuse_another_topic(options).await?;

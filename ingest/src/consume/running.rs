@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lakehouse::ConsumedRange;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::buffer::Buffer;
-use super::encode::{CHUNKS_AT_WORK, Encoding, Slot};
+use super::encode::Encoding;
 use super::intake::Intake;
 use super::source::{Broker, Command, Polled, Revocation, Source};
 use super::start;
@@ -30,8 +30,6 @@ const PARTITIONS_EVERY: u64 = 15;
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// The longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// A run to the end gives up when the broker has said nothing for so long. One without an end waits for ever.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// So long at most the end of a run waits for commits. What they leave behind is still in Kafka.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// So long at most it waits for the consumer to say good-bye to its broker.
@@ -39,8 +37,7 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// All that can happen.
 enum Event {
-    /// What the reader has to say. If it is messages, there is a slot for them to be encoded in.
-    Polled(Polled, Slot),
+    Polled(Polled),
     Written(Result<Written>),
     Probed(Result<Probed>),
     ProbeDue,
@@ -82,8 +79,6 @@ pub(super) struct Consuming {
     bound: Bound,
     recorded: Arc<Recorded>,
     buffer: Buffer,
-    /// One for each chunk that may be at work.
-    slots: Arc<Semaphore>,
     /// The batch that is being written: one at most, since the next one is bound to what it commits.
     writing: JoinSet<Result<Written>>,
     /// The question that is under way at the broker: one at most.
@@ -120,7 +115,6 @@ impl Consuming {
             bound: Bound::default(),
             recorded: Arc::default(),
             buffer: Buffer::default(),
-            slots: Arc::new(Semaphore::new(CHUNKS_AT_WORK)),
             writing: JoinSet::new(),
             probing: JoinSet::new(),
             next_probe: Instant::now() + PROBE_INTERVAL,
@@ -171,13 +165,13 @@ impl Consuming {
             Some(probed) = self.probing.join_next() => Event::Probed(flatten(probed)),
             () = tokio::time::sleep_until(flush_at.unwrap_or(self.next_probe)), if flush_at.is_some() && !is_writing => Event::FlushDue,
             () = tokio::time::sleep_until(self.next_probe) => Event::ProbeDue,
-            event = polled(self.source.as_mut(), &self.slots), if has_room => event,
+            polled = polled(self.source.as_mut()), if has_room => Event::Polled(polled),
         }
     }
 
     async fn handle(&mut self, event: Event) -> Result<Next> {
         match event {
-            Event::Polled(polled, slot) => self.take(polled, slot).await?,
+            Event::Polled(polled) => self.take(polled).await?,
             Event::Written(written) => self.settle(written).await?,
             Event::Probed(probed) => self.learn(probed).await?,
             Event::ProbeDue => self.ask_broker()?,
@@ -200,15 +194,16 @@ impl Consuming {
         self.writing.is_empty()
     }
 
-    async fn take(&mut self, polled: Polled, slot: Slot) -> Result<()> {
+    async fn take(&mut self, polled: Polled) -> Result<()> {
         match polled {
-            Polled::Records { epoch, mut records } if epoch == self.epoch => {
+            Polled::Records { epoch, mut records, room } if epoch == self.epoch => {
+                self.heard = Instant::now();
                 match self.intake.admit(&mut records) {
                     Ok(repeats) => {
                         self.totals.repeats += repeats;
                         let incarnations = &self.bound.incarnations;
                         let begin = || Encoding::new(self.sink.clone(), self.recorded.clone(), incarnations.clone());
-                        self.buffer.push(records, slot, begin);
+                        self.buffer.push(records, room, begin);
                     }
                     // The start looks at the other partitions too, and says what is gone.
                     Err(stranger) => {
@@ -365,27 +360,30 @@ impl Consuming {
     }
 
     fn ask_broker(&mut self) -> Result<()> {
-        if self.options.stop == Stop::AtEnd && self.heard.elapsed() > SILENCE_MAX {
+        if self.options.stop == Stop::AtEnd && self.heard.elapsed() > self.options.silence_max {
             let message = format!(
                 "the Kafka broker at {} has said nothing for {} s; what is not committed is still there: start again",
                 self.options.brokers,
-                SILENCE_MAX.as_secs()
+                self.options.silence_max.as_secs()
             );
             return Err(Error::new(ErrorKind::Unavailable, message));
         }
         self.next_probe = Instant::now() + PROBE_INTERVAL;
         self.totals.measure_rate();
         self.tell();
-        if !self.probing.is_empty() || self.assigned.is_empty() {
+        if !self.probing.is_empty() {
             return Ok(());
         }
         self.probes += 1;
-        let wants_partitions = self.options.sharing == Sharing::Alone && self.probes.is_multiple_of(PARTITIONS_EVERY);
+        let is_alone = self.options.sharing == Sharing::Alone;
+        // A group of more members than partitions leaves some without one: those ask to hear whether the broker is there.
+        let asks_partitions = is_alone && self.probes.is_multiple_of(PARTITIONS_EVERY) || self.assigned.is_empty();
         let (broker, topic, assigned) = (self.broker.clone(), self.options.topic.name.clone(), self.assigned.clone());
         let taken = self.intake.places().map(|(partition, next, _)| (partition, next)).collect();
         self.probing.spawn(async move {
-            let partitions = if wants_partitions { Some(broker.partitions(&topic).await?) } else { None };
-            Ok(Probed { ends: broker.ends(&topic, &assigned).await?, taken, partitions })
+            let partitions = if asks_partitions { Some(broker.partitions(&topic).await?) } else { None };
+            let ends = broker.ends(&topic, &assigned).await?;
+            Ok(Probed { ends, taken, partitions: partitions.filter(|_| is_alone) })
         });
         Ok(())
     }
@@ -483,11 +481,10 @@ impl Draining {
     }
 }
 
-/// What the reader has to say next, once there is a slot for it. Nothing is lost where this is not awaited to its end.
-async fn polled(source: &mut dyn Source, slots: &Arc<Semaphore>) -> Event {
-    let slot = slots.clone().acquire_owned().await.expect("nobody closes the slots");
+/// What the reader has to say next. Nothing is lost where this is not awaited to its end.
+async fn polled(source: &mut dyn Source) -> Polled {
     let ended = || Polled::Failed(Error::new(ErrorKind::Bug, "the thread that polls Kafka has ended"));
-    Event::Polled(source.next().await.unwrap_or_else(ended), slot)
+    source.next().await.unwrap_or_else(ended)
 }
 
 /// A task that was broken off or panicked is an error like any other.

@@ -101,6 +101,7 @@ impl Sink {
     ) -> Result<Self> {
         let bronze = lake.table(&topic.table);
         let letters = lake.table(&topic.dead_letters);
+        columns::refuse_table_of_another(&bronze, topic).await?;
         Ok(Self {
             columns: Mutex::new(Columns::look(&bronze, &letters, topic).await?),
             limit: Limit::open(topic, &bronze).await?,

@@ -78,6 +78,28 @@ async fn a_group_shares_the_partitions_and_takes_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_member_without_a_partition_waits_for_its_turn() {
+    let mut scene = Scene::new(1).await;
+    let delivered = scene.simulate(500, 0.1).await;
+    let group = |client: &str, stop| {
+        let mut options = Options { sharing: Sharing::Group, ..scene.options(stop) };
+        options.properties.set("client.id", client);
+        options
+    };
+    // The group's leader gives the one partition to the first of the names.
+    let mut one = scene.start_ingest(group("a", Stop::Never)).await;
+    one.until(|progress| progress.events == 500).await;
+    // All is read that it was to read, but not by itself, and the other may die before its last commit.
+    let silence_max = Duration::from_secs(8);
+    let mut two = scene.start_ingest(Options { silence_max, ..group("b", Stop::AtEnd) }).await;
+    let early = tokio::time::timeout(silence_max + Duration::from_secs(4), two.ended()).await;
+    assert!(early.is_err(), "{early:?}");
+    one.stop().await.expect("a quiet end");
+    assert_eq!(two.ended().await.expect("an end").ended, Ended::AtEnd);
+    scene.assert_accounted(&delivered).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn letters_committed_without_their_rows_are_not_repeated() {
     let mut scene = Scene::new(2).await;
     let delivered = scene.simulate(1_500, 0.3).await;

@@ -126,6 +126,15 @@ async fn no_ledger_is_set_beside_a_writer_or_to_where_nothing_is() {
         assert_eq!(error.kind(), ErrorKind::BadConfig);
         assert!(error.to_string().contains(told), "{error}");
     }
+    // Nor on the table of another topic.
+    let ours = std::mem::replace(&mut scene.topic.name, "another".to_owned());
+    scene.make_topic().await;
+    for refused in [scene.reset(&[], Position::Earliest).await.map(drop), scene.ingest_to_end().await.map(drop)] {
+        let error = refused.expect_err("the table of another topic");
+        assert_eq!(error.kind(), ErrorKind::BadConfig);
+        assert!(error.to_string().contains(&format!("holds the messages of topic {ours}")), "{error}");
+    }
+    scene.topic.name = ours;
     // Nor is it set on another topic, whose messages would be taken for those that were read.
     scene.with_empty_broker().await;
     scene.simulate(80, 0.0).await;

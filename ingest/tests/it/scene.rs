@@ -64,7 +64,7 @@ impl Scene {
         self.make_topic().await;
     }
 
-    async fn make_topic(&self) {
+    pub(crate) async fn make_topic(&self) {
         kafka::ensure_topic(&self.brokers(), &self.topic, &Properties::new()).await.expect("a topic");
         kafka::ensure_topic(&self.brokers(), &self.topic, &Properties::new()).await.expect("twice is fine");
     }
