@@ -17,7 +17,7 @@ from waiting import wait_for
 
 MIB = 1 << 20
 # What a process may hold at most, whatever is sent to it.
-PEAK_BYTES = 500 * MIB
+PEAK_BYTES = 400 * MIB
 # The most that the topics here take as one message.
 MESSAGE_BYTES_MAX = 32 * MIB
 
