@@ -1,6 +1,7 @@
 //! Where to begin: the ledgers of both tables against what the broker holds. Nothing is skipped in silence.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use lakehouse::{Ledger, Outcome, Table, cluster_app_id, fingerprint_app_id, incarnation_app_id, ingest_app_id};
 
@@ -20,6 +21,8 @@ const LOOK_BACK_MAX: u64 = 512;
 const WINDOW: u64 = 16;
 /// A topic that has so many partitions less than before is noticed by its ledger.
 const PARTITIONS_BEYOND: i32 = 8;
+/// All brokers of a cluster know of new partitions after so long.
+const METADATA_PAUSE: Duration = Duration::from_secs(1);
 
 /// Where to begin, and what the batches from there on are bound to.
 #[derive(Debug)]
@@ -80,9 +83,27 @@ struct Ledgers {
 }
 
 impl Ledgers {
+    /// Reads them until no partition is in them that the topic was not seen to have and has after all: it may have grown since
+    /// it was asked, and somebody else may have read of what is new.
     async fn read(asker: &Asker<'_>) -> Result<Self> {
+        let topic = &asker.sink.topic.name;
+        let mut all = asker.broker.partitions(topic).await?;
+        loop {
+            let ledgers = Self::read_beside(asker, &all).await?;
+            if ledgers.known.iter().all(|(partition, known)| known.next == 0 || all.contains(partition)) {
+                return Ok(ledgers);
+            }
+            tokio::time::sleep(METADATA_PAUSE).await;
+            let before = std::mem::replace(&mut all, asker.broker.partitions(topic).await?);
+            if all == before {
+                return Ok(ledgers);
+            }
+        }
+    }
+
+    /// Reads them where the topic is said to have all these partitions.
+    async fn read_beside(asker: &Asker<'_>, all: &BTreeSet<i32>) -> Result<Self> {
         let (sink, topic) = (asker.sink, asker.sink.topic.name.as_str());
-        let all = asker.broker.partitions(topic).await?;
         let beyond = all.last().map_or(0, |last| last + 1);
         let asked: Vec<i32> = asker.partitions.iter().copied().chain(beyond..beyond + PARTITIONS_BEYOND).collect();
         let mut app_ids: Vec<String> = asked
