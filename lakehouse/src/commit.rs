@@ -153,6 +153,8 @@ impl TableInner {
                     tokio::time::sleep(pause).await;
                     pause *= 2;
                 }
+                // Taken, but by whom cannot be read: that is what is wrong.
+                Err(unreadable) if is_taken(&failure) => return Err(unreadable),
                 Ok(None) | Err(_) => return Err(self.commit_error(version, failure)),
             }
         }
@@ -163,17 +165,25 @@ impl TableInner {
         let doing = format!("cannot commit version {version} of {}", self.name);
         match failure {
             TransactionError::ObjectStore { source } => Error::store(doing, source),
+            taken @ TransactionError::VersionAlreadyExists(_) => Error::with_source(
+                ErrorKind::Unavailable,
+                format!("{doing}: the store says that it is there, and has none"),
+                taken,
+            ),
             other => Error::delta(doing, other.into()),
         }
     }
 }
 
+fn is_taken(failure: &TransactionError) -> bool {
+    matches!(failure, TransactionError::VersionAlreadyExists(_))
+}
+
 /// Whether the store may answer otherwise if it is asked again. A full disk will not, and the caller has to know.
 fn is_transient(failure: &TransactionError) -> bool {
     match failure {
-        TransactionError::VersionAlreadyExists(_) => true,
         TransactionError::ObjectStore { source } => store_kind(source) == ErrorKind::Unavailable,
-        _ => false,
+        other => is_taken(other),
     }
 }
 

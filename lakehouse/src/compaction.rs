@@ -70,7 +70,7 @@ impl Lake {
         base: &TableVersion,
         files: &[Arc<DataFile>],
     ) -> Result<Vec<StagedFile>> {
-        let context = table.context_for(&self.session_factory(), files).await?;
+        let context = self.session_factory().context_for(base, files).await?;
         let rows = context.read_table(base.provider_of(files.to_vec())).map_err(|error| failed(table, error))?;
         let rows = rows.execute_stream().await.map_err(|error| failed(table, error))?;
         table.stage(base, rows, &StageOptions::default()).await

@@ -41,9 +41,24 @@ impl TableVersion {
         self.provider_of(self.files.to_vec())
     }
 
+    pub(crate) fn object_of(&self, file: &DataFile) -> ObjectMeta {
+        object(&self.name.folder(), file)
+    }
+
     /// Reads just these files, as rows of this table: those that a commit added, or staged ones.
     pub fn provider_of(&self, files: Vec<Arc<DataFile>>) -> Arc<dyn TableProvider> {
         Arc::new(FilesProvider::new(self, files))
+    }
+}
+
+/// A file as the lake's store has it. Footers are kept by what is said here.
+fn object(folder: &str, file: &DataFile) -> ObjectMeta {
+    ObjectMeta {
+        location: Path::from_iter(folder.split('/').chain(file.path.split('/'))),
+        last_modified: DateTime::from_timestamp_millis(file.modified_millis).unwrap_or_default(),
+        size: file.size,
+        e_tag: None,
+        version: None,
     }
 }
 
@@ -90,13 +105,7 @@ impl FilesProvider {
     }
 
     fn partitioned_file(&self, file: &DataFile) -> PartitionedFile {
-        let mut partitioned = PartitionedFile::new_from_meta(ObjectMeta {
-            location: Path::from_iter(self.folder.split('/').chain(file.path.split('/'))),
-            last_modified: DateTime::from_timestamp_millis(file.modified_millis).unwrap_or_default(),
-            size: file.size,
-            e_tag: None,
-            version: None,
-        });
+        let mut partitioned = PartitionedFile::new_from_meta(object(&self.folder, file));
         partitioned.partition_values = self
             .scan_schema
             .table_partition_cols()

@@ -1,75 +1,60 @@
 //! How wide the rows of files are. A reader's batches are counted in rows, so whoever reads whole files bounds its memory by
 //! this: the log's statistics do not tell, and compressed a thousand equal megabytes are one.
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use datafusion::datasource::physical_plan::parquet::metadata::DFParquetMetadata;
 use datafusion::prelude::SessionContext;
-use futures::future::BoxFuture;
-use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
-use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt as _};
-use parquet::arrow::async_reader::MetadataFetch;
-use parquet::errors::{ParquetError, Result as ParquetResult};
-use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
+use futures::{StreamExt as _, TryStreamExt as _};
+use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 use parquet::file::page_index::offset_index::OffsetIndexMetaData;
 
 use crate::error::{Error, Result};
 use crate::file::DataFile;
 use crate::session::SessionFactory;
-use crate::table::{ENTRIES_AT_ONCE, Table};
+use crate::table::ENTRIES_AT_ONCE;
+use crate::version::TableVersion;
 
 /// A batch that is read takes about so much memory at most.
 const BATCH_BYTES: u64 = 16 << 20;
 /// So many rows a batch are read of files whose rows are of an ordinary width.
 const BATCH_ROWS: u64 = 8192;
 
-impl Table {
-    /// A session whose batches of rows of these files are no larger than memory allows for.
-    pub(crate) async fn context_for(
-        &self,
-        sessions: &SessionFactory,
-        files: &[Arc<DataFile>],
-    ) -> Result<SessionContext> {
-        let widest = self.widest_row(files).await?.max(1);
+impl SessionFactory {
+    /// A session whose batches of rows of these files are no larger than memory allows for. Footers that it looks at are in the
+    /// cache for the scan that follows.
+    pub(crate) async fn context_for(&self, version: &TableVersion, files: &[Arc<DataFile>]) -> Result<SessionContext> {
+        let context = self.context();
+        let widest = self.widest_row(&context, version, files).await?.max(1);
         let rows = (BATCH_BYTES / widest).clamp(1, BATCH_ROWS);
-        let context = sessions.context();
         let config = context.copied_config().with_batch_size(rows as usize);
         *context.state_ref().write().config_mut() = config;
         Ok(context)
     }
 
     /// The bytes of the widest rows of these files: the average of those of a page, of which rows this wide are one each.
-    async fn widest_row(&self, files: &[Arc<DataFile>]) -> Result<u64> {
-        let widths: Vec<_> = files.iter().map(|file| self.widest_row_of(file.clone())).collect();
+    async fn widest_row(
+        &self,
+        context: &SessionContext,
+        version: &TableVersion,
+        files: &[Arc<DataFile>],
+    ) -> Result<u64> {
+        let cache = context.runtime_env().cache_manager.get_file_metadata_cache();
+        let width_of = |file: &Arc<DataFile>| {
+            let (store, object, cache) = (self.lake().store().clone(), version.object_of(file), cache.clone());
+            async move {
+                let footer = DFParquetMetadata::new(store.as_ref(), &object).with_file_metadata_cache(Some(cache));
+                footer.fetch_metadata().await.map(|footer| widest_row(&footer))
+            }
+        };
+        let widths: Vec<_> = files.iter().map(width_of).collect();
         let mut widths = futures::stream::iter(widths).buffer_unordered(ENTRIES_AT_ONCE);
+        let failed = |source| Error::query(format!("cannot read the footers of {}", version.name), source);
         let mut widest = 0;
-        while let Some(width) = widths.try_next().await? {
+        while let Some(width) = widths.try_next().await.map_err(failed)? {
             widest = width.max(widest);
         }
         Ok(widest)
-    }
-
-    async fn widest_row_of(&self, file: Arc<DataFile>) -> Result<u64> {
-        let fetch = Fetch { store: self.store(), path: Path::from_iter(file.path.split('/')) };
-        let reader = ParquetMetaDataReader::new().with_offset_index_policy(PageIndexPolicy::Optional);
-        let footer = reader.load_and_finish(fetch, file.size).await;
-        let failed = |source| Error::query(format!("cannot read the footer of {}", file.path), source);
-        footer.map(|footer| widest_row(&footer)).map_err(|error| failed(error.into()))
-    }
-}
-
-/// Where a footer is read from.
-struct Fetch {
-    store: Arc<dyn ObjectStore>,
-    path: Path,
-}
-
-impl MetadataFetch for Fetch {
-    fn fetch(&mut self, range: Range<u64>) -> BoxFuture<'_, ParquetResult<Bytes>> {
-        let bytes = async move { self.store.get_range(&self.path, range).await };
-        bytes.map(|bytes| bytes.map_err(|error| ParquetError::External(Box::new(error)))).boxed()
     }
 }
 
@@ -100,6 +85,8 @@ fn share(bytes: i64, rows: i64) -> u64 {
 #[cfg(test)]
 mod tests {
     use arrow::array::{RecordBatch, StringArray};
+    use bytes::Bytes;
+    use parquet::file::metadata::{PageIndexPolicy, ParquetMetaDataReader};
 
     use super::*;
     use crate::layout;

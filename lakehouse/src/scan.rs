@@ -106,7 +106,8 @@ impl Scan {
         if files.is_empty() {
             return Ok(futures::stream::empty().boxed());
         }
-        let rows = self.sessions.context().read_table(self.version.provider_of(files));
+        let context = self.sessions.context_for(&self.version, &files).await?;
+        let rows = context.read_table(self.version.provider_of(files));
         let filtered = match self.filter.0.clone() {
             Some(expression) => rows.and_then(|rows| rows.filter(expression)),
             None => rows,

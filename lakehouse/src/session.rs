@@ -75,6 +75,10 @@ impl SessionFactory {
         Ok(Self { lake: lake.clone(), base: Opaque::new(base) })
     }
 
+    pub(crate) fn lake(&self) -> &Lake {
+        &self.lake
+    }
+
     /// A session without tables of the lake, for plans over providers that the caller has and may register.
     pub fn context(&self) -> SessionContext {
         let catalog = MemoryCatalogProvider::new();

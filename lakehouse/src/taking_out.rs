@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::file::{DataFile, StagedFile};
 use crate::progress::{ConsumedRange, INCARNATION_COLUMN, REPLAY_COLUMN, Skip, SkipReason};
 use crate::pruning;
+use crate::session::SessionFactory;
 use crate::stage::StageOptions;
 use crate::table::{ENTRIES_AT_ONCE, Table};
 use crate::version::TableVersion;
@@ -168,14 +169,15 @@ impl Table {
     /// Stages `version` without the rows of `tails`.
     pub async fn stage_without(
         &self,
-        context: &SessionContext,
+        sessions: &SessionFactory,
         version: &TableVersion,
         columns: PlaceColumns<'_>,
         tails: &[Tail],
     ) -> Result<TakenOut> {
         let Some(gone) = columns.are_in(tails, version) else { return Ok(TakenOut::default()) };
         let failed = |source| Error::query(format!("cannot take rows out of {}", self.name()), source);
-        let candidates = pruning::files_for(version, context, gone.clone()).map_err(failed)?;
+        let candidates = pruning::files_for(version, &sessions.context(), gone.clone()).map_err(failed)?;
+        let context = sessions.context_for(version, &candidates).await?;
         let read = |filter: Expr| context.read_table(version.provider_of(candidates.clone()))?.filter(filter);
         let rows = read(gone.clone()).map_err(failed)?.count().await.map_err(failed)? as u64;
         if rows == 0 {

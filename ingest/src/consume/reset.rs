@@ -312,8 +312,8 @@ impl Resetting<'_> {
             info.rewinds.push(Rewind { partition, from, to, rows, kept });
             tails.push(tail);
         }
-        let context = self.lake.session_factory().context();
-        let gone = bronze.stage_without(&context, &columns, PlaceColumns::ROWS, &tails).await?;
+        let sessions = self.lake.session_factory();
+        let gone = bronze.stage_without(&sessions, &columns, PlaceColumns::ROWS, &tails).await?;
         (commit.removes, commit.adds) = (gone.removes, gone.adds);
         commit.record_ingest(&info)?;
         Ok(match bronze.replace(columns.version, commit).await? {
@@ -368,8 +368,8 @@ impl Resetting<'_> {
         if tails.is_empty() {
             return Ok(Some(0));
         }
-        let context = self.lake.session_factory().context();
-        let gone = letters.stage_without(&context, &columns, PlaceColumns::letters(topic), &tails).await?;
+        let sessions = self.lake.session_factory();
+        let gone = letters.stage_without(&sessions, &columns, PlaceColumns::letters(topic), &tails).await?;
         let mut commit = Commit::new(Operation::Write);
         (commit.removes, commit.adds) = (gone.removes, gone.adds);
         commit.transactions = tails.iter().map(|tail| (ingest_app_id(topic, tail.partition), tail.from)).collect();

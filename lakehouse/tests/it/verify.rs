@@ -76,9 +76,9 @@ async fn commit(lake: &Lake, info: IngestInfo, next: i64, offsets: &[i64]) {
 /// Sets the ledger back from `from` to `to`; `keep` says what is left of the range that it cuts.
 async fn rewind(lake: &Lake, from: i64, to: i64, kept: Option<ConsumedRange>) {
     let (table, head) = table(lake).await;
-    let context = lake.session_factory().context();
+    let sessions = lake.session_factory();
     let tail = Tail { partition: 0, incarnation: 0, from: to };
-    let gone = table.stage_without(&context, &head, PlaceColumns::ROWS, &[tail]).await.expect("staged");
+    let gone = table.stage_without(&sessions, &head, PlaceColumns::ROWS, &[tail]).await.expect("staged");
     let mut commit = Commit::new(Operation::Write);
     (commit.removes, commit.adds) = (gone.removes, gone.adds);
     commit.transactions.insert(ingest_app_id("t", 0), to);
