@@ -11,8 +11,13 @@ trap 'rm -rf "$said"' EXIT
 
 # Crashes, stale owners, rebalances and failing stores in one process, without a clock: each seed is another run.
 stage_simulation() {
-    SIMULATION_SEEDS="$seeds" scripts/cargo.sh test --release --locked --test it simulation -- --nocapture
-    echo "The simulation passed with $seeds seeds (\`ingest/tests/it/\`)." >"$said/1"
+    SIMULATION_SEEDS="$seeds" scripts/cargo.sh test --release --locked --test it simulation -- --nocapture | tee "$said/simulation.log"
+    {
+        echo "The simulation passed with $seeds seeds (\`ingest/tests/it/simulation/\`): $(sed -n 's/^[0-9]* seeds in //p' "$said/simulation.log")."
+        echo "Bugs that were planted, and what of each was seen first:"
+        echo
+        sed -n 's/^\([A-Za-z]* is found by seed .*\)$/- \1/p' "$said/simulation.log"
+    } >"$said/1"
 }
 
 stage_fuzz() {

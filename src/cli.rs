@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand};
 use ingest::consume::{AcceptedGap, Position};
 
@@ -239,7 +240,7 @@ pub(crate) enum DeadLetters {
 #[derive(Debug, Args)]
 pub(crate) struct Letters {
     /// Of this reason, such as not_json; several are any of them
-    #[arg(long, value_name = "REASON")]
+    #[arg(long, value_name = "REASON", value_parser = reasons(), hide_possible_values = true)]
     pub(crate) reason: Vec<String>,
     /// Of this partition; several are any of them
     #[arg(long, value_name = "N")]
@@ -372,6 +373,11 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// The reasons that a letter can have.
+fn reasons() -> PossibleValuesParser {
+    PossibleValuesParser::new(ingest::decode::Reason::ALL.map(ingest::decode::Reason::code))
+}
+
 /// A run of offsets with both its ends, or one.
 fn offsets(text: &str) -> Result<RangeInclusive<i64>, String> {
     let (from, to) = text.split_once('-').unwrap_or((text, text));
@@ -413,7 +419,7 @@ mod tests {
     fn ingest_has_flags_of_its_own_or_an_action() {
         let parse = |words: &str| Cli::try_parse_from(words.split(' '));
         assert!(parse("lakebeat ingest --topic t --until-end").is_ok());
-        let replay = parse("lakebeat ingest replay --topic t --reason a --reason b --offsets 1-2 --json");
+        let replay = parse("lakebeat ingest replay --topic t --reason empty --reason not_json --offsets 1-2 --json");
         let Ok(Cli { command: Command::Ingest(Ingest { action: Some(IngestAction::Replay(replay)), .. }), common }) =
             replay
         else {

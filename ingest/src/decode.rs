@@ -133,6 +133,18 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Tombstone,
+        Self::Empty,
+        Self::TooLarge,
+        Self::NotUtf8,
+        Self::NotJson,
+        Self::NotObject,
+        Self::WrongType,
+        Self::TooDeep,
+    ];
+
     /// The code that is stored.
     pub fn code(self) -> &'static str {
         match self {

@@ -387,6 +387,15 @@ fn check_brokers(brokers: &str) -> Result<()> {
 
 /// A broker does not answer, or answers with a fault.
 pub(crate) fn unavailable(brokers: &str, doing: &str, source: KafkaError) -> Error {
+    use RDKafkaErrorCode as Code;
+    let refused = [Code::TopicAuthorizationFailed, Code::GroupAuthorizationFailed, Code::ClusterAuthorizationFailed];
+    if source.rdkafka_error_code().is_some_and(|code| refused.contains(&code)) {
+        let message = format!(
+            "{doing}: the Kafka broker at {brokers} does not allow it: grant the user of this login READ and DESCRIBE on the topic, \
+             and READ on the group that --group names"
+        );
+        return Error::with_source(ErrorKind::BadConfig, message, source);
+    }
     let message = format!(
         "{doing}: no good answer from the Kafka broker at {brokers} (is it running, and is that its address? \
          set --brokers or KAFKA_BOOTSTRAP_SERVERS)"
@@ -415,6 +424,14 @@ mod tests {
             let error = check_brokers(brokers).expect_err("no address");
             assert!(error.to_string().contains("--brokers") && error.to_string().contains(brokers), "{error}");
         }
+    }
+
+    #[test]
+    fn what_the_broker_does_not_allow_is_no_broker_that_is_away() {
+        let refused = KafkaError::MessageConsumption(RDKafkaErrorCode::TopicAuthorizationFailed);
+        let error = unavailable("a:1", "cannot read topic events", refused);
+        assert_eq!(error.kind(), ErrorKind::BadConfig);
+        assert!(error.to_string().contains("READ and DESCRIBE"), "{error}");
     }
 
     #[tokio::test]

@@ -37,9 +37,14 @@ impl Lake {
             return Ok(());
         }
         let mut commit = Commit::new(Operation::Optimize);
+        let mut rewritten = 0;
         for files in groups {
+            if rewritten >= REWRITTEN_BYTES_MAX {
+                break;
+            }
             match self.put_together(table, &base, &files).await {
                 Ok(adds) => {
+                    rewritten += files.iter().map(|file| file.size).sum::<u64>();
                     commit.adds.extend(adds);
                     commit.removes.extend(files);
                 }
@@ -93,15 +98,9 @@ fn due(table: &TableVersion, apart: Option<&str>) -> Vec<Vec<Arc<DataFile>>> {
         let bounds = apart.map(|column| bounds(file, column));
         groups.entry((partition.collect(), bounds, size_class(file.size))).or_default().push(file.clone());
     }
-    let mut bytes = 0;
-    let mut due = Vec::new();
-    for mut files in groups.into_values().filter(|files| files.len() >= FILES_MIN) {
-        files.truncate(FILES_MIN.max(fitting(&files, REWRITTEN_BYTES_MAX)));
-        bytes += files.iter().map(|file| file.size).sum::<u64>();
-        if bytes > REWRITTEN_BYTES_MAX && !due.is_empty() {
-            break;
-        }
-        due.push(files);
+    let mut due: Vec<_> = groups.into_values().filter(|files| files.len() >= FILES_MIN).collect();
+    for files in &mut due {
+        files.truncate(FILES_MIN.max(fitting(files, REWRITTEN_BYTES_MAX)));
     }
     due
 }

@@ -16,7 +16,7 @@ use crate::format;
 use crate::ids::{Ids, RandomIds};
 use crate::name::TableName;
 use crate::publication::NewestPublications;
-use crate::session::{SessionFactory, SessionOptions, is_read_at_head};
+use crate::session::{self, BaseState, SessionFactory, SessionOptions, is_read_at_head};
 use crate::storage::{self, Storage, StorageOptions};
 use crate::table::Table;
 
@@ -37,7 +37,7 @@ struct LakeInner {
     tables: Mutex<HashMap<TableName, Table>>,
     newest: NewestPublications,
     /// Made at the first query, with the options given then or the defaults.
-    sessions: OnceLock<SessionFactory>,
+    sessions: OnceLock<BaseState>,
     /// The tables that are read at their heads, and when they were last listed.
     heads: tokio::sync::Mutex<Option<(Instant, Vec<TableName>)>>,
 }
@@ -132,21 +132,19 @@ impl Lake {
 
     /// Makes sessions on this lake. All callers share one, so that they share its memory limit and its caches.
     pub fn session_factory(&self) -> SessionFactory {
-        // Two first callers at once would make two: one of them is kept, and the other is as good.
-        if let Some(sessions) = self.inner.sessions.get() {
-            return sessions.clone();
-        }
-        let sessions = SessionFactory::new(self, &SessionOptions::default());
-        let sessions = sessions.expect("the defaults of the query engine are valid");
-        self.inner.sessions.get_or_init(|| sessions).clone()
+        let base = self.inner.sessions.get_or_init(|| {
+            let base = session::base_state(self, &SessionOptions::default());
+            base.expect("the defaults of the query engine are valid")
+        });
+        SessionFactory::new(self, base.clone())
     }
 
     /// Sets how much of the machine queries may take. To be called before the first of them.
     pub fn limit_sessions(&self, options: &SessionOptions) -> Result<()> {
-        let sessions = SessionFactory::new(self, options)?;
+        let base = session::base_state(self, options)?;
         self.inner
             .sessions
-            .set(sessions)
+            .set(base)
             .map_err(|_| Error::new(ErrorKind::Bug, "a session was made before the limits were set"))
     }
 

@@ -59,7 +59,7 @@ pub use name::TableName;
 pub use opaque::Opaque;
 pub use progress::{
     ConsumedRange, INCARNATION_COLUMN, INGEST_KEY, IngestInfo, IngestProgress, REPLAY_COLUMN, Replay, Rewind, Skip,
-    SkipReason, cluster_app_id, fingerprint_app_id, incarnation_app_id, ingest_app_id, replay_app_id,
+    SkipReason, cluster_app_id, fingerprint_app_id, incarnation_app_id, ingest_app_id, replay_app_id, reset_app_id,
 };
 pub use publication::{DEFAULT_GROUP, PinnedTable, Publication};
 pub use scan::{Filter, Scan};

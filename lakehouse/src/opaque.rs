@@ -4,6 +4,7 @@
 //! it holds. DataFusion's sessions and plans reach thousands of types, the whole SQL grammar among them: crates that
 //! held them directly took a minute and more to check.
 
+use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -32,6 +33,12 @@ impl<T> Deref for Opaque<T> {
 
     fn deref(&self) -> &T {
         (*self.0).value()
+    }
+}
+
+impl<T> fmt::Debug for Opaque<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opaque").finish_non_exhaustive()
     }
 }
 

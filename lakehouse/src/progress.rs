@@ -47,6 +47,12 @@ pub fn replay_app_id(topic: &str) -> String {
     format!("replay/{topic}")
 }
 
+/// The entry that is 1 from the commit that sets a partition's ledger until the letters beyond it are gone as well, and 0 after.
+/// Nobody may begin to write in between: the letters that are still there would be counted, and then taken away.
+pub fn reset_app_id(topic: &str, partition: i32) -> String {
+    format!("reset/{topic}/{partition}")
+}
+
 /// What one commit of ingest did to the ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IngestInfo {

@@ -52,12 +52,15 @@ impl Default for SessionOptions {
     }
 }
 
+/// A state without tables, which each session starts from: the function registry is built once. It knows nothing of the lake
+/// but its store: the lake holds it, and would never be let go of.
+pub(crate) type BaseState = Opaque<SessionState>;
+
 /// Makes sessions that share memory, spill files and footer caches.
 #[derive(Clone)]
 pub struct SessionFactory {
     lake: Lake,
-    /// A state without tables, which each session starts from: the function registry is built once.
-    base: Opaque<SessionState>,
+    base: BaseState,
 }
 
 impl fmt::Debug for SessionFactory {
@@ -67,12 +70,8 @@ impl fmt::Debug for SessionFactory {
 }
 
 impl SessionFactory {
-    pub(crate) fn new(lake: &Lake, options: &SessionOptions) -> Result<Self> {
-        let runtime = runtime(lake, options)?;
-        let config = config(options);
-        let base =
-            SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features().build();
-        Ok(Self { lake: lake.clone(), base: Opaque::new(base) })
+    pub(crate) fn new(lake: &Lake, base: BaseState) -> Self {
+        Self { lake: lake.clone(), base }
     }
 
     pub(crate) fn lake(&self) -> &Lake {
@@ -129,6 +128,12 @@ impl SessionFactory {
 /// Bronze and the system tables are read at their heads; all else only as a publication names it.
 pub(crate) fn is_read_at_head(schema: &str) -> bool {
     matches!(schema, "bronze" | "system")
+}
+
+pub(crate) fn base_state(lake: &Lake, options: &SessionOptions) -> Result<BaseState> {
+    let runtime = runtime(lake, options)?;
+    let state = SessionStateBuilder::new().with_config(config(options)).with_runtime_env(runtime);
+    Ok(Opaque::new(state.with_default_features().build()))
 }
 
 fn runtime(lake: &Lake, options: &SessionOptions) -> Result<Arc<RuntimeEnv>> {

@@ -72,13 +72,32 @@ fn flatten(name: &str, value: &Value, into: &mut Vec<(String, String)>) -> anyho
     Ok(())
 }
 
+/// What is wrong with which setting of which topic.
+fn told(topics: &Value, error: &serde_path_to_error::Error<toml::de::Error>) -> String {
+    use serde_path_to_error::Segment;
+    let name = error.path().iter().find_map(|segment| match segment {
+        Segment::Seq { index } => topics.get(index)?.get("name")?.as_str(),
+        _ => None,
+    });
+    let keys: Vec<&str> = error
+        .path()
+        .iter()
+        .filter_map(|segment| match segment {
+            Segment::Map { key } => Some(key.as_str()),
+            _ => None,
+        })
+        .collect();
+    let of_topic = name.map_or_else(String::new, |name| format!("topic {name}: "));
+    let of_key = if keys.is_empty() { String::new() } else { format!("{}: ", keys.join(".")) };
+    format!("{of_topic}{of_key}{}", error.inner().message())
+}
+
 /// The topics: the one that is named, or else all of `[[topics]]`, or else the bundled one.
 pub(super) fn topics(layers: &Layers, flag: Option<&String>) -> anyhow::Result<Vec<TopicSpec>> {
     let name: Option<String> = layers.pick(("--topic", flag), &TOPIC)?;
     let mut described: Vec<TopicSpec> = match layers.in_file("topics") {
-        Some(value) => value.clone().try_into().map_err(|error: toml::de::Error| {
-            Fault::usage(format!("[[topics]] in {}: {}", layers.file_name(), error.message()))
-        })?,
+        Some(value) => serde_path_to_error::deserialize(value.clone())
+            .map_err(|error| Fault::usage(format!("[[topics]] in {}: {}", layers.file_name(), told(value, &error))))?,
         None => Vec::new(),
     };
     if described.is_empty() {
@@ -194,7 +213,7 @@ mod tests {
             &[],
             &TWO.replace("\"number\"", "\"int\""),
             expect![
-                "[[topics]] in lakebeat.toml: unknown variant `int`, expected one of `string`, `number`, `boolean`, `any`"
+                "[[topics]] in lakebeat.toml: topic orders: fields.type: unknown variant `int`, expected one of `string`, `number`, `boolean`, `any`"
             ],
         );
     }

@@ -67,6 +67,7 @@ def test_letters_are_listed_and_become_rows_once(up, tmp_path):
     assert counts == {"wrong_type": (1, 0), "not_utf8": (1, 0), "not_json": (1, 0), "tombstone": (1, 0)}
     shown = {one["offset"]: one for one in ended.json["samples"]}
     assert shown[3]["payload"] == mixed[3] and shown[2]["payload_base64"] == "/wA=" and shown[4]["payload_bytes"] is None
+    check_refused(up.command("dead-letters", "ls", "--reason", "not_jsno"), 2, "not_jsno", "too_large")
     ended = up.command("dead-letters", "ls", "--reason", "not_json", "--limit", "1")
     assert ended.status == 0 and "nonsense" in ended.out and "\x1b" not in ended.out and "tombstone" not in ended.out, ended
 

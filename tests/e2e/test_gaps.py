@@ -55,6 +55,8 @@ class Scene:
         self.admin.delete_topics([self.topic])[self.topic].result(30)
 
     def produce(self, count, dirty=0.1):
+        if not count:
+            return
         self.seed += 1
         simulate(self.brokers, self.folder, count, self.seed, topic=self.topic, dirty=dirty)
 
@@ -188,13 +190,14 @@ def test_a_topic_made_again_is_another_one(scene):
     assert scene.ingest().json["rows"] == 0
 
 
-def test_a_topic_deleted_and_made_again_under_a_running_ingest(scene, ended_later):
+@pytest.mark.parametrize("partitions", [3, 1])
+def test_a_topic_deleted_and_made_again_under_a_running_ingest(scene, ended_later, partitions):
     scene.produce(300)
     live = ended_later(scene.live()).start()
     wait_for("all is read", lambda: sum(scene.places().values()) == 300, alive=live)
     before, kept = scene.next_offsets(), scene.places()
     scene.delete_topic()
-    scene.make_topic()
+    scene.make_topic(partitions)
     scene.produce(2_000)
     # It may look while there is no topic, or when there is another: either is told, and nothing of the new one is taken.
     assert live.wait(60) in (FOUND, WRONG), live.tail()
@@ -209,7 +212,8 @@ def test_a_topic_deleted_and_made_again_under_a_running_ingest(scene, ended_late
     scene.audit()
 
 
-def test_partitions_that_lost_their_ends(scene):
+@pytest.mark.parametrize("grown", [0, 900], ids=["short", "grown again"])
+def test_partitions_that_lost_their_ends(scene, grown):
     scene.produce(300)
     scene.ingest()
     first = scene.next_offsets()
@@ -218,6 +222,7 @@ def test_partitions_that_lost_their_ends(scene):
     second, kept = scene.next_offsets(), scene.places()
     # They end amid what the second commit read: only up to the end of the first one can it be told what is the same.
     scene.lose_ends({partition: offset + 5 for partition, offset in first.items()})
+    scene.produce(grown)
     refused = scene.ingest(command=run)
     check_refused(refused, FOUND, "has lost its end", f"reading goes on at {first[0]}")
     flags = flags_in(refused.err)

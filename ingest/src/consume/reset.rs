@@ -1,8 +1,8 @@
 //! Setting the ledger by hand: forward is a gap that is recorded, back takes the rows from there on out in the same commit, so
 //! that reading them again doubles nothing. Kafka's own offsets have no say in it.
 //!
-//! Bronze first, then the letters. A crash in between leaves letters beyond bronze's ledger, which the next start keeps as
-//! what they are; the same reset again takes them out.
+//! Bronze first, then the letters. Bronze's commit marks the partitions, and a last one takes the marks away: nobody begins to
+//! write in between, and a reset of the same partitions that comes after a crash first takes out what the one before has left.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -11,7 +11,7 @@ use std::str::FromStr;
 use chrono::{DateTime, Utc};
 use lakehouse::{
     Commit, ConsumedRange, Lake, Ledger, Operation, Outcome, PlaceColumns, Rewind, Skip, SkipReason, Table, TableName,
-    TableVersion, Tail, fingerprint_app_id, incarnation_app_id, ingest_app_id, replay_app_id,
+    TableVersion, Tail, fingerprint_app_id, incarnation_app_id, ingest_app_id, replay_app_id, reset_app_id,
 };
 use serde::Serialize;
 
@@ -24,6 +24,8 @@ use crate::records::digest;
 use crate::topic::TopicSpec;
 use crate::{Error, ErrorKind, Result};
 
+/// The mark of a partition whose letters have not followed its ledger yet.
+const AMID_RESET: i64 = 1;
 /// So many times others may commit to the same table while we do.
 const ATTEMPTS_MAX: u32 = 8;
 
@@ -130,9 +132,9 @@ pub async fn reset(lake: &Lake, options: &ResetOptions) -> Result<ResetReport> {
     let wanted = wanted(options).await?;
     let resetting = Resetting { lake, topic: &options.topic, wanted };
     resetting.refuse_another_topic(options).await?;
+    let left_over = resetting.finish().await?;
     let (moves, rows_taken_out) = repeated(&options.topic.table, async || resetting.set_rows().await).await?;
-    let letters = &options.topic.dead_letters;
-    let dead_letters_taken_out = repeated(letters, async || resetting.set_letters().await).await?;
+    let dead_letters_taken_out = left_over + resetting.finish().await?;
     Ok(ResetReport {
         topic: options.topic.name.clone(),
         table: options.topic.table.clone(),
@@ -173,7 +175,11 @@ async fn wanted(options: &ResetOptions) -> Result<BTreeMap<i32, (Watermarks, i64
         let probe = Probe::new(&brokers, &properties)?;
         let all = probe.partitions(&topic.name)?;
         if let Some(missing) = partitions.iter().find(|partition| !all.contains(partition)) {
-            let message = format!("topic {} has no partition {missing}: it has 0 to {}", topic.name, all.len() - 1);
+            let message = format!(
+                "topic {} has no partition {missing}: it has 0 to {}; name one of these with --partition",
+                topic.name,
+                all.len() - 1
+            );
             return Err(Error::new(ErrorKind::BadConfig, message));
         }
         let meant = if partitions.is_empty() { all } else { partitions };
@@ -193,7 +199,8 @@ async fn wanted(options: &ResetOptions) -> Result<BTreeMap<i32, (Watermarks, i64
                 return Ok((partition, (here, offset)));
             }
             let message = format!(
-                "offset {offset} of topic {} partition {partition} is not there: the broker has {}..{}",
+                "offset {offset} of topic {} partition {partition} is not there: the broker has {}..{}; set it to one \
+                 of these, or to earliest or latest",
                 topic.name, here.low, here.high
             );
             Err(Error::new(ErrorKind::BadConfig, message))
@@ -240,7 +247,7 @@ impl Resetting<'_> {
     async fn ledger(&self, table: &Table) -> Result<Ledger> {
         let topic = &self.topic.name;
         let of_partition = |&partition: &i32| {
-            [ingest_app_id, fingerprint_app_id, incarnation_app_id].map(|app_id| app_id(topic, partition))
+            [ingest_app_id, fingerprint_app_id, incarnation_app_id, reset_app_id].map(|app_id| app_id(topic, partition))
         };
         let mut app_ids: Vec<String> = self.wanted.keys().flat_map(of_partition).collect();
         app_ids.push(replay_app_id(topic));
@@ -301,6 +308,7 @@ impl Resetting<'_> {
             let (partition, from, to, incarnation) = (*partition, *from, *to, *incarnation);
             commit.transactions.insert(ingest_app_id(topic, partition), to);
             commit.transactions.insert(fingerprint_app_id(topic, partition), NO_FINGERPRINT);
+            commit.transactions.insert(reset_app_id(topic, partition), AMID_RESET);
             if to > from {
                 info.skips.push(Skip { partition, from, to, next: to, incarnation, reason: SkipReason::Reset });
                 continue;
@@ -349,7 +357,37 @@ impl Resetting<'_> {
         }))
     }
 
-    /// Takes the letters from the new places on out, be it that this reset set bronze there or one that was broken off.
+    /// Does what is left to do once bronze is set, by this reset or by one that was broken off; says how many letters went.
+    async fn finish(&self) -> Result<u64> {
+        let letters = repeated(&self.topic.dead_letters, async || self.set_letters().await).await?;
+        repeated(&self.topic.table, async || self.take_marks_away().await).await?;
+        Ok(letters)
+    }
+
+    /// The partitions that are marked.
+    fn marked(&self, of_rows: &Ledger) -> Vec<i32> {
+        let is_marked =
+            |partition: &i32| of_rows.entries.get(&reset_app_id(&self.topic.name, *partition)) == Some(&AMID_RESET);
+        self.wanted.keys().copied().filter(is_marked).collect()
+    }
+
+    async fn take_marks_away(&self) -> Result<Option<()>> {
+        let bronze = self.lake.table(&self.topic.table);
+        let ledger = self.ledger(&bronze).await?;
+        let marked = self.marked(&ledger);
+        if marked.is_empty() {
+            return Ok(Some(()));
+        }
+        let mut commit = Commit::new(Operation::Write);
+        commit.transactions =
+            marked.into_iter().map(|partition| (reset_app_id(&self.topic.name, partition), 0)).collect();
+        Ok(match bronze.append(ledger.version, commit).await? {
+            Outcome::Committed(_) => Some(()),
+            Outcome::Lost { .. } => None,
+        })
+    }
+
+    /// Takes the letters of marked partitions out, from bronze's ledger on.
     async fn set_letters(&self) -> Result<Option<u64>> {
         let (topic, letters) = (&self.topic.name, self.lake.table(&self.topic.dead_letters));
         let columns = letters.ensure(&self.topic.letters_spec()).await?;
@@ -357,14 +395,15 @@ impl Resetting<'_> {
         if ledger.version != columns.version {
             return Ok(None);
         }
-        let is_beyond = |(&partition, &(_, to)): (&i32, &(Watermarks, i64))| {
+        let is_beyond = |partition: i32| {
             let upto = ledger.entries.get(&ingest_app_id(topic, partition)).copied()?;
+            let to = of_rows.entries.get(&ingest_app_id(topic, partition)).copied()?;
             let incarnation = self.incarnation(&ledger, partition);
             // Letters of a partition that was made anew since are of messages that stand nowhere else.
             let is_of_now = incarnation == self.incarnation(&of_rows, partition);
             (is_of_now && upto > to).then_some(Tail { partition, incarnation, from: to })
         };
-        let tails: Vec<Tail> = self.wanted.iter().filter_map(is_beyond).collect();
+        let tails: Vec<Tail> = self.marked(&of_rows).into_iter().filter_map(is_beyond).collect();
         if tails.is_empty() {
             return Ok(Some(0));
         }

@@ -227,9 +227,28 @@ impl Consuming {
             }
             Polled::Revoked(how) => self.hand_over(how).await,
             Polled::Trouble(error) => tracing::info!(%error, "Kafka has trouble; librdkafka goes on trying"),
-            Polled::Failed(error) => return Err(error),
+            Polled::Failed(error) => return Err(self.with_places(error)),
         }
         Ok(())
+    }
+
+    /// Data that nobody can read is told with where that is, as far as it is known, and how one goes on without it.
+    fn with_places(&self, error: Error) -> Error {
+        if error.kind() != ErrorKind::BadData {
+            return error;
+        }
+        let places: Vec<String> = self
+            .intake
+            .places()
+            .map(|(partition, next, _)| format!("partition {partition} at offset {next}"))
+            .collect();
+        let message = format!(
+            "{error}. Reading stood at {}; to go on behind what is damaged, as a recorded gap: ingest reset --topic {} --partition N \
+             --to OFFSET",
+            places.join(", "),
+            self.options.topic.name
+        );
+        Error::with_source(ErrorKind::BadData, message, error)
     }
 
     /// The topic is not what it was a moment ago: the start says which range is gone, if one is.

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use lakehouse::{Ledger, Outcome, Table, cluster_app_id, fingerprint_app_id, incarnation_app_id, ingest_app_id};
+use lakehouse::{
+    Ledger, Outcome, Table, cluster_app_id, fingerprint_app_id, incarnation_app_id, ingest_app_id, reset_app_id,
+};
 
 use super::identity::{self, AcceptedGap, Evidence, Gap, Known};
 use super::intake::PartitionStart;
@@ -13,7 +15,7 @@ use super::write::{Bound, Sink};
 use crate::decode::Recorded;
 use crate::kafka::Watermarks;
 use crate::records::digest;
-use crate::{ErrorKind, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// So many commits are looked at for a message by which a partition that has lost its end can be known again.
 const LOOK_BACK_MAX: u64 = 512;
@@ -113,10 +115,12 @@ impl Ledgers {
             })
             .collect();
         app_ids.push(cluster_app_id(topic));
+        app_ids.extend(asker.partitions.iter().map(|&partition| reset_app_id(topic, partition)));
         // The letters first. They are committed first, so a writer in between shows up as a lost race, never as letters
         // that we don't know of.
         let letters = sink.letters.ledger(&app_ids).await?;
         let bronze = sink.bronze.ledger(&app_ids).await?;
+        refuse_amid_reset(&bronze, topic, asker.partitions)?;
         let known: BTreeMap<i32, Known> =
             asked.iter().filter_map(|&partition| Some((partition, known(&bronze, topic, partition)?))).collect();
         let incarnation = |partition: i32| known.get(&partition).map_or(0, |known| known.incarnation);
@@ -140,7 +144,9 @@ impl Ledgers {
                 .collect(),
         };
         sink.look_at_columns(&bound.incarnations).await?;
-        let watermarks = asker.broker.watermarks(topic, asker.partitions).await?;
+        // No broker answers for a partition that is gone.
+        let here: BTreeSet<i32> = asker.partitions.intersection(all).copied().collect();
+        let watermarks = asker.broker.watermarks(topic, &here).await?;
         Ok(Self { bound, known, watermarks })
     }
 
@@ -167,11 +173,11 @@ impl Ledgers {
                 );
                 continue;
             };
-            let evidence = if strange.contains(&partition) {
-                Evidence::Strange
-            } else if known.next > here.high {
+            let is_strange = strange.contains(&partition);
+            let evidence = if is_strange || known.next > here.high {
+                let otherwise = if is_strange { Evidence::Strange } else { Evidence::None };
                 let intact = self.intact_upto(asker, partition, here).await?;
-                intact.map_or(Evidence::None, |upto| Evidence::TailLost { upto })
+                intact.map_or(otherwise, |upto| Evidence::TailLost { upto })
             } else {
                 Evidence::None
             };
@@ -207,18 +213,33 @@ impl Ledgers {
         Ok(strange)
     }
 
-    /// Up to where a partition that ends before the ledger's offset still holds what was read of it, if it does: up to the last
-    /// message that a commit recorded. Whether those behind it are the same or others, nobody can tell.
+    /// Up to where a partition that ends before the ledger's offset, or has another message there, still holds what was read of
+    /// it, if it does: up to the last message that a commit recorded and that is the same. Whether those behind it are the same
+    /// or others, nobody can tell.
     async fn intact_upto(&self, asker: &Asker<'_>, partition: i32, here: Watermarks) -> Result<Option<i64>> {
         let topic = &asker.sink.topic.name;
-        let incarnation = self.known.get(&partition).map_or(0, |known| known.incarnation);
-        let Some((offset, fingerprint)) =
-            last_message(&asker.sink.bronze, self.bound.bronze, topic, (partition, incarnation), here).await?
-        else {
-            return Ok(None);
+        let Some(&Known { next, incarnation, .. }) = self.known.get(&partition) else { return Ok(None) };
+        let place = (partition, incarnation);
+        let recorded = recorded_messages(&asker.sink.bronze, self.bound.bronze, topic, place, here).await?;
+        let recorded: Vec<_> = recorded.into_iter().filter(|&(offset, _)| offset + 1 < next).collect();
+        let is_same = async |index: usize| {
+            let (offset, fingerprint): &(i64, String) = &recorded[index];
+            let found = asker.broker.fingerprints(topic, &BTreeMap::from([(partition, *offset)])).await?;
+            Result::Ok(found.get(&partition) == Some(fingerprint))
         };
-        let found = asker.broker.fingerprints(topic, &BTreeMap::from([(partition, offset)])).await?;
-        Ok(found.get(&partition).filter(|found| **found == fingerprint).map(|_| offset + 1))
+        // Most often it is the newest one, or none: of a topic that was made anew not even the oldest is the same.
+        let (mut same, mut other) = match recorded.len() {
+            0 => return Ok(None),
+            _ if is_same(0).await? => return Ok(Some(recorded[0].0 + 1)),
+            count if count == 1 || !is_same(count - 1).await? => return Ok(None),
+            count => (count - 1, 0),
+        };
+        // The newest one is first, and all before a lost end are the same.
+        while same - other > 1 {
+            let middle = usize::midpoint(same, other);
+            *(if is_same(middle).await? { &mut same } else { &mut other }) = middle;
+        }
+        Ok(Some(recorded[same].0 + 1))
     }
 
     async fn start(self, asker: &Asker<'_>) -> Result<Start> {
@@ -235,6 +256,18 @@ impl Ledgers {
     }
 }
 
+/// The letters of a partition that is being reset are not yet what its ledger says.
+fn refuse_amid_reset(bronze: &Ledger, topic: &str, partitions: &BTreeSet<i32>) -> Result<()> {
+    let is_amid =
+        |partition: &&i32| bronze.entries.get(&reset_app_id(topic, **partition)).is_some_and(|&mark| mark != 0);
+    let Some(partition) = partitions.iter().find(is_amid) else { return Ok(()) };
+    let message = format!(
+        "topic {topic} partition {partition} is being reset; if nobody is at it any more, it was broken off: run `ingest reset` once \
+         more for this partition"
+    );
+    Err(Error::new(ErrorKind::Unavailable, message))
+}
+
 pub(super) fn known(ledger: &Ledger, topic: &str, partition: i32) -> Option<Known> {
     let entry = |app_id: String| ledger.entries.get(&app_id).copied();
     Some(Known {
@@ -244,14 +277,15 @@ pub(super) fn known(ledger: &Ledger, topic: &str, partition: i32) -> Option<Know
     })
 }
 
-/// The last message within the bounds of which a commit recorded what it was like, newest commits first.
-async fn last_message(
+/// The messages within the bounds of which a commit recorded what they were like: offsets and fingerprints, the newest first.
+async fn recorded_messages(
     table: &Table,
     version: u64,
     topic: &str,
     (partition, incarnation): (i32, i32),
     here: Watermarks,
-) -> Result<Option<(i64, String)>> {
+) -> Result<Vec<(i64, String)>> {
+    let mut recorded = BTreeMap::new();
     let oldest = version.saturating_sub(LOOK_BACK_MAX);
     let mut upto = version;
     while upto > oldest {
@@ -259,7 +293,7 @@ async fn last_message(
         let commits = match table.commits(from, upto).await {
             Ok(commits) => commits,
             // The log was cleaned up to here.
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => break,
             Err(error) => return Err(error),
         };
         for commit in commits.into_iter().rev() {
@@ -270,10 +304,10 @@ async fn last_message(
                 is_ours && is_within(range.to) && !range.fingerprint.is_empty()
             });
             if let Some(range) = found {
-                return Ok(Some((range.to - 1, range.fingerprint)));
+                recorded.entry(range.to - 1).or_insert(range.fingerprint);
             }
         }
         upto = from - 1;
     }
-    Ok(None)
+    Ok(recorded.into_iter().rev().collect())
 }

@@ -91,6 +91,28 @@ async fn a_ledger_that_is_set_back_reads_again_and_doubles_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nobody_writes_between_the_two_commits_of_a_reset() {
+    let mut scene = Scene::new(2).await;
+    let delivered = scene.simulate(400, 0.3).await;
+    scene.ingest_to_end().await.expect("a first time");
+    // What stands where the letters' next commit should go lets it fail, as a store that goes away would.
+    let letters = scene.lake().await.table(&scene.topic.dead_letters).head().await.expect("letters");
+    let entry = format!("bronze/dead_letters/_delta_log/{:020}.json", letters.version + 1);
+    let obstacle = scene.lake_folder().join(entry);
+    std::fs::create_dir(&obstacle).expect("a folder");
+    let error = scene.reset(&[1], Position::Offset(30)).await.expect_err("the letters stay");
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    let error = scene.ingest_to_end().await.expect_err("the letters are not what the ledger says");
+    assert!(error.to_string().contains("partition 1 is being reset"), "{error}");
+    std::fs::remove_dir(&obstacle).expect("gone");
+    // The next one goes to another place, and first ends what that one began.
+    scene.reset(&[1], Position::Offset(60)).await.expect("forward from there");
+    scene.reset(&[1], Position::Offset(30)).await.expect("and back");
+    scene.ingest_to_end().await.expect("the rest");
+    scene.assert_accounted(&delivered).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_ledger_that_is_set_forward_records_the_gap() {
     let mut scene = Scene::new(1).await;
     scene.simulate(50, 0.0).await;

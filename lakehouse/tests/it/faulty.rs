@@ -27,6 +27,8 @@ struct Faulty {
     answers_to_repeat: AtomicU32,
     /// So many are not done.
     requests_to_lose: AtomicU32,
+    /// So many reads of log entries are lost.
+    lost_entries: AtomicU32,
     /// From the so manieth read of a data file on, all are lost; 0 is none.
     lost_read: AtomicU32,
 }
@@ -82,6 +84,9 @@ impl ObjectStore for Faulty {
         if is_data && self.loses_read() {
             return Err(broken());
         }
+        if location.as_ref().contains("_delta_log") && take(&self.lost_entries) {
+            return Err(broken());
+        }
         self.store.get_opts(location, options).await
     }
 
@@ -127,6 +132,32 @@ async fn a_lost_answer_is_not_a_failure() {
         assert_eq!(outcome, Outcome::Committed(ledger.version + 1));
     }
     assert_eq!(ids(&lake, &table).await, (0..6).collect::<Vec<_>>());
+}
+
+/// A lake that held its own sessions, which hold the lake, once kept all that was known of it for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lake_that_is_closed_lets_go_of_its_store() {
+    let (store, lake) = faulty_lake().await;
+    let table = lake.table(&name());
+    let commit = commit_of(&table, 0..3, "a", 3).await;
+    table.append(0, commit).await.expect("committed");
+    assert_eq!(ids(&lake, &table).await, [0, 1, 2]);
+    drop((lake, table));
+    assert_eq!(Arc::strong_count(&store), 1);
+}
+
+/// Whether the entry that stands there is ours cannot be told while nothing can be read: that is a store to wait for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rival_that_cannot_be_read_is_a_store_that_is_away() {
+    let (store, lake) = faulty_lake().await;
+    let table = lake.table(&name());
+    let commit = commit_of(&table, 0..3, "a", 3).await;
+    store.answers_to_repeat.store(1, Ordering::SeqCst);
+    store.lost_entries.store(u32::MAX, Ordering::SeqCst);
+    let error = table.append(0, commit).await.expect_err("nobody knows");
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    store.lost_entries.store(0, Ordering::SeqCst);
+    assert_eq!(ids(&lake, &table).await, (0..3).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread")]
