@@ -1,11 +1,12 @@
 //! Random appends, builds, crashes and races: the tables must always be what the events alone say.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lakehouse::Lake;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use transforms::{Options, Project, RefreshMode};
+use transforms::{BuildReport, Options, Project, RefreshMode};
 
 use crate::lake::{Event, append, newest, open, store};
 use crate::oracle::Tables;
@@ -47,6 +48,13 @@ fn options(select: &[&str], refresh: RefreshMode) -> Options {
     Options { select: select.iter().map(|name| (*name).to_owned()).collect(), refresh, ..Options::default() }
 }
 
+/// Counts by which kind of refresh each model came about.
+fn count(kinds: &mut BTreeMap<String, u32>, report: &BuildReport) {
+    for run in &report.models {
+        *kinds.entry(format!("{} {:?}", run.model, run.refresh)).or_insert(0) += 1;
+    }
+}
+
 async fn build_is_right(lake: &Lake, project: &Project, all: &[Event], what: &str) {
     let report = transforms::build(lake, project, &Options::default()).await.expect("the build runs");
     assert!(!report.failed(), "{what}: {report}");
@@ -64,7 +72,7 @@ async fn any_sequence_of_appends_crashes_and_refreshes_equals_a_full_rebuild() {
     let mut lake = open(&store).await;
     let project = Project::bundled();
     let (mut all, mut offsets) = (Vec::new(), [0; 3]);
-    let mut kinds = std::collections::BTreeMap::new();
+    let mut kinds = BTreeMap::new();
     for round in 0..ROUNDS {
         for _ in 0..random.random_range(1..4) {
             let new = events(&mut random, &mut offsets);
@@ -90,14 +98,11 @@ async fn any_sequence_of_appends_crashes_and_refreshes_equals_a_full_rebuild() {
             }
             4 => {
                 let full = options(&[], RefreshMode::Full);
-                transforms::build(&lake, &project, &full).await.expect("the build runs");
+                count(&mut kinds, &transforms::build(&lake, &project, &full).await.expect("the build runs"));
             }
             _ => {}
         }
-        let report = transforms::build(&lake, &project, &Options::default()).await.expect("the build runs");
-        for run in &report.models {
-            *kinds.entry(format!("{} {:?}", run.model, run.refresh)).or_insert(0) += 1;
-        }
+        count(&mut kinds, &transforms::build(&lake, &project, &Options::default()).await.expect("the build runs"));
         build_is_right(&lake, &project, &all, &what).await;
     }
     // A test that never met the rare cases would prove nothing.
