@@ -88,6 +88,7 @@ fn every_history_comes_to_its_right_end() {
     });
     let totals = totals.into_inner().expect("no holder panics");
     println!("{seeds} seeds in {:.1} s: {totals:?}", started.elapsed().as_secs_f64());
+    assert!(totals.compactions > 0, "files are put together in some of them");
     assert_eq!(failed.into_inner().expect("no holder panics"), Vec::<u64>::new(), "these seeds failed");
 }
 

@@ -110,6 +110,18 @@ impl Oracle {
         }
     }
 
+    /// How often small files were put together.
+    pub(crate) async fn compactions(&self) -> u64 {
+        let mut found = 0;
+        for table in [&self.topic.table, &self.topic.dead_letters] {
+            let table = self.lake().await.table(table);
+            let Ok(head) = table.head().await else { continue };
+            let commits = table.commits(0, head.version).await.expect("memory is there");
+            found += commits.iter().filter(|commit| commit.operation == "OPTIMIZE").count() as u64;
+        }
+        found
+    }
+
     /// What is wrong with the end of a history.
     pub(crate) async fn check(&self, partitions: &[Partition]) -> Vec<Failure> {
         let mut failures = Vec::new();

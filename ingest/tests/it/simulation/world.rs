@@ -39,6 +39,8 @@ pub(crate) struct Plan {
     pub(crate) flush_rows: u64,
     /// In milliseconds.
     pub(crate) flush_interval: u64,
+    /// How often small files are put together, in milliseconds.
+    pub(crate) compaction_interval: u64,
     pub(crate) faults: Faults,
     /// At which of its requests a process dies; none, if it does not.
     pub(crate) mortality: Option<(u64, u64)>,
@@ -87,6 +89,8 @@ impl Plan {
             calm_at,
             flush_rows: random.one_of(&[1, 1, 5, 1_000]),
             flush_interval: random.one_of(&[50, 300, 1_000]),
+            // It is drawn apart from the rest, so that seeds of old keep their histories in all else.
+            compaction_interval: Random::about(seed, "compaction", &[]).one_of(&[500, 3_000, 60_000]),
             faults,
             mortality: random.one_of(&[None, None, Some((0, 120)), Some((20, 400))]),
             first_death: None,
@@ -110,6 +114,7 @@ impl Plan {
             calm_at: 1_500,
             flush_rows: 6,
             flush_interval: 300,
+            compaction_interval: 60_000,
             faults: Faults::default(),
             mortality: None,
             first_death: death,
@@ -140,6 +145,7 @@ impl Plan {
             sharing: self.sharing,
             flush_rows: self.flush_rows as usize,
             flush_interval: Duration::from_millis(self.flush_interval),
+            compaction_interval: Duration::from_millis(self.compaction_interval),
             ..Options::new("simulated", topic())
         }
     }
@@ -165,6 +171,8 @@ pub(crate) struct Totals {
     pub(crate) deaths: u64,
     /// Batches that were dropped by those who stayed alive.
     pub(crate) lost: u64,
+    /// Commits that put small files together.
+    pub(crate) compactions: u64,
 }
 
 impl Totals {
@@ -175,6 +183,7 @@ impl Totals {
         self.lives += other.lives;
         self.deaths += other.deaths;
         self.lost += other.lost;
+        self.compactions += other.compactions;
     }
 }
 
@@ -243,6 +252,7 @@ impl World {
         failures.extend(found);
         let mut totals = *self.totals.lock().expect("no holder of this lock panics");
         totals.milliseconds = self.time.now();
+        totals.compactions = oracle.compactions().await;
         totals.messages = partitions.iter().map(|partition| partition.messages().count() as u64).sum();
         Report { failures, trace: self.time.trace(), first_steps: self.first_steps.load(Ordering::Acquire), totals }
     }
