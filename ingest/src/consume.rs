@@ -269,13 +269,15 @@ pub async fn run_on(
     let Some((partitions, sink)) = token.run_until_cancelled(opening).await.transpose()? else {
         return Ok(Summary::nothing_done());
     };
-    let (purpose, stop) = (reset::writers_of(&options.topic.table), options.stop);
-    let (retention, topic, interval) =
-        (Retention::of(lake, &options.topic), options.topic.clone(), options.compaction_interval);
     // It writes nothing yet: what fails up to here leaves no lease behind.
-    let consuming = running::Consuming::start(options, sink, broker, progress)?;
+    let consuming = running::Consuming::start(options.clone(), sink, broker, progress)?;
+    let Options { topic, stop, compaction_interval, .. } = options;
+    let purpose = reset::writers_of(&topic.table);
     let mut lease = lake.take_lease(&purpose, &holder()).await?;
-    let care = Care { retention, small_files: SmallFiles::of(lake, &topic, (purpose, lease.info().clone()), interval) };
+    let care = Care {
+        retention: Retention::of(lake, &topic),
+        small_files: SmallFiles::of(lake, &topic, (purpose, lease.info().clone()), compaction_interval),
+    };
     let ended = tokio::select! {
         ended = care.beside(consuming.run(partitions, token.clone()), stop, token) => ended,
         () = lease.keep() => unreachable!("a lease is kept for ever"),

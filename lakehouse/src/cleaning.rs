@@ -8,10 +8,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use object_store::ObjectStoreExt as _;
-use object_store::path::Path;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::lake::Lake;
 use crate::log::CommitEntry;
 use crate::name::TableName;
@@ -91,7 +89,7 @@ impl Cleaner {
             }
             let pinned = kept.get(&name).map_or(&[][..], Vec::as_slice);
             for gone in position.take_due(pinned, now) {
-                if let Err(error) = delete(&table, &gone.path).await {
+                if let Err(error) = table.delete_file(&gone.path).await {
                     tracing::warn!(table = %name, %error, "not cleaned; the next round tries again");
                     position.superseded.push(gone);
                     continue;
@@ -168,12 +166,4 @@ fn pins(publications: &[Publication]) -> BTreeMap<TableName, Vec<u64>> {
         pins.entry(name.clone()).or_default().push(pinned.version);
     }
     pins
-}
-
-async fn delete(table: &Table, path: &str) -> Result<()> {
-    let location = Path::from_iter(path.split('/'));
-    match table.store().delete(&location).await {
-        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-        Err(source) => Err(Error::store(format!("cannot delete {path} of {}", table.name()), source)),
-    }
 }

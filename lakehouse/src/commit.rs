@@ -9,12 +9,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use deltalake_core::kernel::transaction::TransactionError;
 use deltalake_core::logstore::{CommitOrBytes, LogStore as _};
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::TryStreamExt as _;
 use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result, store_kind};
 use crate::log::{self, Commit, CommitEntry};
-use crate::table::{ENTRIES_AT_ONCE, Table, TableInner};
+use crate::table::{Table, TableInner};
 
 /// A checkpoint is written each time the version can be divided by this.
 pub(crate) const CHECKPOINT_INTERVAL: u64 = 100;
@@ -46,6 +46,16 @@ enum Rivals {
     StepAside,
     /// Gives way to any.
     GiveWay,
+}
+
+impl Outcome {
+    /// The version that it is in the log as, if it is.
+    pub fn committed(self) -> Option<u64> {
+        match self {
+            Self::Committed(version) => Some(version),
+            Self::Lost { .. } => None,
+        }
+    }
 }
 
 impl Table {
@@ -124,8 +134,7 @@ impl TableInner {
     /// Reads on from `version` to where nothing stands yet, or to the first commit that `is_void` says yes to.
     async fn pass_over(&self, version: u64, is_void: impl Fn(&CommitEntry) -> bool) -> Result<(u64, Option<u64>)> {
         let mut end = version;
-        let mut entries =
-            futures::stream::iter((version..).map(|version| self.read_entry(version))).buffered(ENTRIES_AT_ONCE);
+        let mut entries = self.entries(version..);
         while let Some(Some(rival)) = entries.try_next().await? {
             if is_void(&rival) {
                 return Ok((end, Some(end)));

@@ -9,11 +9,12 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::TryStreamExt as _;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
+use object_store::{ObjectStoreExt as _, PutPayload};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::lake::Lake;
+use crate::storage::delete;
 
 /// The folder of all leases. Its name begins with a line, so it is no schema.
 const FOLDER: &str = "_leases";
@@ -117,11 +118,4 @@ impl Lease {
 
 fn folder(purpose: &str) -> Path {
     Path::from_iter([FOLDER].into_iter().chain(purpose.split('/')))
-}
-
-async fn delete(store: &dyn ObjectStore, path: &Path) -> object_store::Result<()> {
-    match store.delete(path).await {
-        Err(object_store::Error::NotFound { .. }) => Ok(()),
-        deleted => deleted,
-    }
 }

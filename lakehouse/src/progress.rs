@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
+use futures::TryStreamExt as _;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -262,10 +263,11 @@ impl Lake {
 
 async fn table_progress(table: &Table) -> Result<Vec<IngestProgress>> {
     let mut newest: BTreeMap<(String, i32), IngestProgress> = BTreeMap::new();
-    let mut version = table.head().await?.version;
+    let version = table.head().await?.version;
+    let mut entries = table.inner.entries((0..=version).rev());
     let mut commits_without_news = 0;
     while commits_without_news < LOOK_BACK_MAX {
-        let Some(commit) = table.inner.read_entry(version).await? else { break };
+        let Some(Some(commit)) = entries.try_next().await? else { break };
         let known = newest.len();
         if let Some(info) = commit.ingest_info()? {
             for range in &info.ranges {
@@ -274,9 +276,8 @@ async fn table_progress(table: &Table) -> Result<Vec<IngestProgress>> {
             }
         }
         commits_without_news = if newest.len() > known { 0 } else { commits_without_news + 1 };
-        let Some(before) = version.checked_sub(1) else { break };
-        version = before;
     }
+    drop(entries);
     Ok(newest.into_values().collect())
 }
 

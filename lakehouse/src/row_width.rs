@@ -17,8 +17,6 @@ use crate::version::TableVersion;
 
 /// A batch that is read takes about so much memory at most.
 const BATCH_BYTES: u64 = 16 << 20;
-/// So many rows a batch are read of files whose rows are of an ordinary width.
-const BATCH_ROWS: u64 = 8192;
 
 impl SessionFactory {
     /// A session whose batches of rows of these files are no larger than memory allows for. Footers that it looks at are in the
@@ -26,9 +24,9 @@ impl SessionFactory {
     pub(crate) async fn context_for(&self, version: &TableVersion, files: &[Arc<DataFile>]) -> Result<SessionContext> {
         let context = self.context();
         let widest = self.widest_row(&context, version, files).await?.max(1);
-        let rows = (BATCH_BYTES / widest).clamp(1, BATCH_ROWS);
-        let config = context.copied_config().with_batch_size(rows as usize);
-        *context.state_ref().write().config_mut() = config;
+        let config = context.copied_config();
+        let rows = usize::try_from(BATCH_BYTES / widest).unwrap_or(usize::MAX).clamp(1, config.batch_size());
+        *context.state_ref().write().config_mut() = config.with_batch_size(rows);
         Ok(context)
     }
 

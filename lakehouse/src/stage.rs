@@ -12,6 +12,7 @@ use object_store::{ObjectStoreExt as _, PutPayload};
 use crate::encode::{EncodedFile, Encoder};
 use crate::error::{Error, Result};
 use crate::file::StagedFile;
+use crate::storage;
 use crate::table::Table;
 use crate::version::TableVersion;
 
@@ -54,11 +55,17 @@ impl Table {
     /// Deletes staged files that no commit names and none will. One that cannot be deleted now is left for a vacuum.
     pub async fn discard(&self, files: &[StagedFile]) {
         for file in files {
-            let path = Path::from_iter(file.data_file().path.split('/'));
-            if let Err(error) = self.store().delete(&path).await {
-                tracing::debug!(table = %self.name(), %path, %error, "staged file not deleted");
+            if let Err(error) = self.delete_file(&file.data_file().path).await {
+                tracing::debug!(table = %self.name(), %error, "staged file not deleted");
             }
         }
+    }
+
+    /// Deletes a data file, if it is there.
+    pub(crate) async fn delete_file(&self, path: &str) -> Result<()> {
+        let location = Path::from_iter(path.split('/'));
+        let deleted = storage::delete(self.store().as_ref(), &location).await;
+        deleted.map_err(|source| Error::store(format!("cannot delete {path} of {}", self.name()), source))
     }
 
     /// The same for rows that are already there.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use deltalake_core::kernel::{Metadata, MetadataExt as _};
 use deltalake_core::logstore::{CommitOrBytes, LogStore, LogStoreRef};
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use object_store::ObjectStore;
 use tokio::sync::Mutex;
 
@@ -199,6 +199,14 @@ impl TableInner {
         bytes.map(|bytes| log::decode(&self.name, version, &bytes)).transpose()
     }
 
+    /// Reads these entries in their order, some at a time.
+    pub(crate) fn entries(
+        &self,
+        versions: impl Iterator<Item = u64> + Send,
+    ) -> impl Stream<Item = Result<Option<CommitEntry>>> + Send {
+        futures::stream::iter(versions.map(|version| self.read_entry(version))).buffered(ENTRIES_AT_ONCE)
+    }
+
     /// Reads ledger entries as of `version`: from the log's newest entries back to the last checkpoint of ours, all of them
     /// in one go, and what is older from there.
     async fn transactions_at(&self, version: u64, app_ids: Vec<String>) -> Result<BTreeMap<String, i64>> {
@@ -206,9 +214,7 @@ impl TableInner {
         let mut missing: BTreeSet<String> = app_ids.into_iter().collect();
         let mut found = BTreeMap::new();
         let mut older = checkpoint;
-        let newest_first = (checkpoint + 1..=version).rev();
-        let mut entries =
-            futures::stream::iter(newest_first.map(|version| self.read_entry(version))).buffered(ENTRIES_AT_ONCE);
+        let mut entries = self.entries((checkpoint + 1..=version).rev());
         while let Some(entry) = entries.try_next().await? {
             if missing.is_empty() {
                 break;

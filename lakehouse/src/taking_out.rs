@@ -9,7 +9,7 @@ use std::sync::Arc;
 use arrow::array::AsArray as _;
 use arrow::datatypes::Int64Type;
 use datafusion::prelude::{Expr, SessionContext, coalesce, ident, lit};
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::TryStreamExt as _;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::{DataFile, StagedFile};
@@ -17,7 +17,7 @@ use crate::progress::{ConsumedRange, INCARNATION_COLUMN, REPLAY_COLUMN, Skip, Sk
 use crate::pruning;
 use crate::session::SessionFactory;
 use crate::stage::StageOptions;
-use crate::table::{ENTRIES_AT_ONCE, Table};
+use crate::table::Table;
 use crate::version::TableVersion;
 
 /// Files to take out, and what comes in their place.
@@ -126,9 +126,7 @@ impl Table {
     /// `BadConfig` if it begins before the offset from which the partition's end was lost: the rows below that are of the
     /// incarnation before, and would be doubled.
     pub async fn recorded_range(&self, version: u64, topic: &str, tail: &Tail) -> Result<Option<ConsumedRange>> {
-        let newest_first = (0..=version).rev();
-        let mut entries =
-            futures::stream::iter(newest_first.map(|version| self.inner.read_entry(version))).buffered(ENTRIES_AT_ONCE);
+        let mut entries = self.inner.entries((0..=version).rev());
         while let Some(Some(entry)) = entries.try_next().await? {
             let Some(info) = entry.ingest_info()?.filter(|info| info.topic == topic) else { continue };
             let kept = info.rewinds.into_iter().filter_map(|rewind| rewind.kept);

@@ -22,6 +22,13 @@ pub(super) struct Known {
     pub(super) incarnation: i32,
 }
 
+impl Known {
+    /// The offset of the message by which the partition can be compared, where the broker may still have it.
+    pub(super) fn comparable(&self, here: Watermarks) -> Option<i64> {
+        self.last.filter(|_| here.low < self.next && self.next <= here.high).map(|_| self.next - 1)
+    }
+}
+
 /// What was found out about the messages that the ledger knows, beyond the bounds of the partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Evidence {

@@ -10,8 +10,8 @@ use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 use lakehouse::{
-    Commit, ConsumedRange, Lake, Ledger, Operation, Outcome, PlaceColumns, Rewind, Skip, SkipReason, Table, TableName,
-    TableVersion, Tail, fingerprint_app_id, incarnation_app_id, ingest_app_id, replay_app_id, reset_app_id,
+    Commit, ConsumedRange, Lake, Ledger, Operation, PlaceColumns, Rewind, Skip, SkipReason, Table, TableName,
+    TableVersion, Tail, fingerprint_app_id, ingest_app_id, replay_app_id, reset_app_id,
 };
 use serde::Serialize;
 
@@ -230,9 +230,7 @@ impl Resetting<'_> {
         let ledger = self.ledger(&bronze).await?;
         let known = |partition: i32| start::known(&ledger, &self.topic.name, partition);
         let comparable = |(&partition, &(here, _)): (&i32, &(Watermarks, i64))| {
-            let known = known(partition)?;
-            let is_there = known.last.is_some() && here.low < known.next && known.next <= here.high;
-            is_there.then_some((partition, known.next - 1))
+            Some((partition, known(partition)?.comparable(here)?))
         };
         let places: BTreeMap<i32, i64> = self.wanted.iter().filter_map(comparable).collect();
         let found = kafka::fingerprints(&options.brokers, &options.properties, &self.topic.name, &places).await?;
@@ -246,17 +244,9 @@ impl Resetting<'_> {
 
     async fn ledger(&self, table: &Table) -> Result<Ledger> {
         let topic = &self.topic.name;
-        let of_partition = |&partition: &i32| {
-            [ingest_app_id, fingerprint_app_id, incarnation_app_id, reset_app_id].map(|app_id| app_id(topic, partition))
-        };
-        let mut app_ids: Vec<String> = self.wanted.keys().flat_map(of_partition).collect();
+        let mut app_ids = start::app_ids(topic, self.wanted.keys());
         app_ids.push(replay_app_id(topic));
         table.ledger(&app_ids).await
-    }
-
-    fn incarnation(&self, ledger: &Ledger, partition: i32) -> i32 {
-        let entry = ledger.entries.get(&incarnation_app_id(&self.topic.name, partition)).copied();
-        entry.and_then(|count| count.try_into().ok()).unwrap_or(0)
     }
 
     /// The partitions that move.
@@ -274,7 +264,7 @@ impl Resetting<'_> {
                 return Err(Error::new(ErrorKind::BadData, message));
             }
             if from != to {
-                let incarnation = self.incarnation(ledger, partition);
+                let incarnation = start::incarnation(ledger, &self.topic.name, partition);
                 shifts.push(Shift { at: Move { partition, from, to }, incarnation });
             }
         }
@@ -324,10 +314,7 @@ impl Resetting<'_> {
         let gone = bronze.stage_without(&sessions, &columns, PlaceColumns::ROWS, &tails).await?;
         (commit.removes, commit.adds) = (gone.removes, gone.adds);
         commit.record_ingest(&info)?;
-        Ok(match bronze.replace(columns.version, commit).await? {
-            Outcome::Committed(_) => Some((moves, gone.rows)),
-            Outcome::Lost { .. } => None,
-        })
+        Ok(bronze.replace(columns.version, commit).await?.committed().map(|_| (moves, gone.rows)))
     }
 
     /// What is left of the recorded range that the new place lies in the middle of.
@@ -381,10 +368,7 @@ impl Resetting<'_> {
         let mut commit = Commit::new(Operation::Write);
         commit.transactions =
             marked.into_iter().map(|partition| (reset_app_id(&self.topic.name, partition), 0)).collect();
-        Ok(match bronze.append(ledger.version, commit).await? {
-            Outcome::Committed(_) => Some(()),
-            Outcome::Lost { .. } => None,
-        })
+        Ok(bronze.append(ledger.version, commit).await?.committed().map(drop))
     }
 
     /// Takes the letters of marked partitions out, from bronze's ledger on.
@@ -398,9 +382,9 @@ impl Resetting<'_> {
         let is_beyond = |partition: i32| {
             let upto = ledger.entries.get(&ingest_app_id(topic, partition)).copied()?;
             let to = of_rows.entries.get(&ingest_app_id(topic, partition)).copied()?;
-            let incarnation = self.incarnation(&ledger, partition);
+            let incarnation = start::incarnation(&ledger, topic, partition);
             // Letters of a partition that was made anew since are of messages that stand nowhere else.
-            let is_of_now = incarnation == self.incarnation(&of_rows, partition);
+            let is_of_now = incarnation == start::incarnation(&of_rows, topic, partition);
             (is_of_now && upto > to).then_some(Tail { partition, incarnation, from: to })
         };
         let tails: Vec<Tail> = self.marked(&of_rows).into_iter().filter_map(is_beyond).collect();
@@ -413,10 +397,7 @@ impl Resetting<'_> {
         (commit.removes, commit.adds) = (gone.removes, gone.adds);
         commit.transactions = tails.iter().map(|tail| (ingest_app_id(topic, tail.partition), tail.from)).collect();
         // Other topics may write to the same table meanwhile: their letters are none of these.
-        Ok(match letters.append(columns.version, commit).await? {
-            Outcome::Committed(_) => Some(gone.rows),
-            Outcome::Lost { .. } => None,
-        })
+        Ok(letters.append(columns.version, commit).await?.committed().map(|_| gone.rows))
     }
 }
 

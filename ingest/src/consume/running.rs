@@ -248,7 +248,7 @@ impl Consuming {
             places.join(", "),
             self.options.topic.name
         );
-        Error::with_source(ErrorKind::BadData, message, error)
+        Error::new(ErrorKind::BadData, message)
     }
 
     /// The topic is not what it was a moment ago: the start says which range is gone, if one is.

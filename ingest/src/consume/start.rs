@@ -108,14 +108,8 @@ impl Ledgers {
         let (sink, topic) = (asker.sink, asker.sink.topic.name.as_str());
         let beyond = all.last().map_or(0, |last| last + 1);
         let asked: Vec<i32> = asker.partitions.iter().copied().chain(beyond..beyond + PARTITIONS_BEYOND).collect();
-        let mut app_ids: Vec<String> = asked
-            .iter()
-            .flat_map(|&partition| {
-                [ingest_app_id, fingerprint_app_id, incarnation_app_id].map(|app_id| app_id(topic, partition))
-            })
-            .collect();
+        let mut app_ids = app_ids(topic, &asked);
         app_ids.push(cluster_app_id(topic));
-        app_ids.extend(asker.partitions.iter().map(|&partition| reset_app_id(topic, partition)));
         // The letters first. They are committed first, so a writer in between shows up as a lost race, never as letters
         // that we don't know of.
         let letters = sink.letters.ledger(&app_ids).await?;
@@ -127,8 +121,8 @@ impl Ledgers {
         let letters_ledger = asked.iter().filter_map(|&partition| {
             let upto = letters.entries.get(&ingest_app_id(topic, partition)).copied()?;
             // Letters of the partition that was there before say nothing about this one.
-            let of = letters.entries.get(&incarnation_app_id(topic, partition)).copied().unwrap_or(0);
-            (of == i64::from(incarnation(partition))).then_some((partition, upto))
+            let of = self::incarnation(&letters, topic, partition);
+            (of == incarnation(partition)).then_some((partition, upto))
         });
         let bound = Bound {
             partitions: asker.partitions.clone(),
@@ -195,10 +189,10 @@ impl Ledgers {
         presumption: bool,
     ) -> Result<BTreeSet<i32>> {
         let mut strange = known_ones.clone();
-        let comparable = self.known.iter().filter_map(|(&partition, known)| {
-            let here = self.watermarks.get(&partition)?;
-            known.last.filter(|_| here.low < known.next && known.next <= here.high).map(|_| (partition, known.next - 1))
-        });
+        let comparable = self
+            .known
+            .iter()
+            .filter_map(|(&partition, known)| Some((partition, known.comparable(*self.watermarks.get(&partition)?)?)));
         let places: BTreeMap<i32, i64> = comparable.collect();
         let found = asker.broker.fingerprints(&asker.sink.topic.name, &places).await?;
         for (&partition, known) in self.known.iter().filter(|(_, known)| known.next > 0) {
@@ -237,7 +231,11 @@ impl Ledgers {
         // The newest one is first, and all before a lost end are the same.
         while same - other > 1 {
             let middle = usize::midpoint(same, other);
-            *(if is_same(middle).await? { &mut same } else { &mut other }) = middle;
+            if is_same(middle).await? {
+                same = middle;
+            } else {
+                other = middle;
+            }
         }
         Ok(Some(recorded[same].0 + 1))
     }
@@ -268,12 +266,26 @@ fn refuse_amid_reset(bronze: &Ledger, topic: &str, partitions: &BTreeSet<i32>) -
     Err(Error::new(ErrorKind::Unavailable, message))
 }
 
+/// The ledger's entries of these partitions.
+pub(super) fn app_ids<'a>(topic: &str, partitions: impl IntoIterator<Item = &'a i32>) -> Vec<String> {
+    let of_partition = |&partition: &i32| {
+        [ingest_app_id, fingerprint_app_id, incarnation_app_id, reset_app_id].map(|app_id| app_id(topic, partition))
+    };
+    partitions.into_iter().flat_map(of_partition).collect()
+}
+
+/// How often a partition was made anew.
+pub(super) fn incarnation(ledger: &Ledger, topic: &str, partition: i32) -> i32 {
+    let entry = ledger.entries.get(&incarnation_app_id(topic, partition));
+    entry.and_then(|&count| count.try_into().ok()).unwrap_or(0)
+}
+
 pub(super) fn known(ledger: &Ledger, topic: &str, partition: i32) -> Option<Known> {
     let entry = |app_id: String| ledger.entries.get(&app_id).copied();
     Some(Known {
         next: entry(ingest_app_id(topic, partition))?,
         last: entry(fingerprint_app_id(topic, partition)).filter(|&digest| digest != 0),
-        incarnation: entry(incarnation_app_id(topic, partition)).and_then(|count| count.try_into().ok()).unwrap_or(0),
+        incarnation: incarnation(ledger, topic, partition),
     })
 }
 

@@ -121,11 +121,16 @@ impl Sink {
     pub(super) async fn look_at_columns(&self, incarnations: &BTreeMap<i32, i32>) -> Result<()> {
         if !incarnations.is_empty() {
             // They have it, unless the settings name another table since then.
-            self.bronze.add_columns(&[incarnation::column()]).await?;
-            self.letters.add_columns(&[incarnation::column()]).await?;
+            self.add_incarnation_column().await?;
         }
         let newest = Columns::look(&self.bronze, &self.letters, &self.topic).await?;
         *self.columns.lock().expect("no holder of this lock panics") = newest;
+        Ok(())
+    }
+
+    async fn add_incarnation_column(&self) -> Result<()> {
+        self.bronze.add_columns(&[incarnation::column()]).await?;
+        self.letters.add_columns(&[incarnation::column()]).await?;
         Ok(())
     }
 
@@ -244,8 +249,7 @@ impl Sink {
     pub(super) async fn accept(&self, bound: &Bound, gaps: &[Gap]) -> Result<Outcome> {
         if gaps.iter().any(|gap| gap.0.incarnation > 0) {
             // Where that is a commit of its own, the one below is void, and the next reading of the ledger repeats it.
-            self.bronze.add_columns(&[incarnation::column()]).await?;
-            self.letters.add_columns(&[incarnation::column()]).await?;
+            self.add_incarnation_column().await?;
         }
         let mut commit = Commit::new(Operation::Write);
         let topic = &self.topic.name;
