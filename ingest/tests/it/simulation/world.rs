@@ -25,6 +25,10 @@ const CALM_MAX: u64 = 300_000;
 /// So long a process may take to end. In milliseconds.
 const GOODBYE_MAX: u64 = 60_000;
 
+/// So far a process's clock may be ahead of the others'. In minutes: less than the day that files which were put together are
+/// kept for those who still read them.
+const AHEAD_MAX: u64 = 1_400;
+
 /// What a history is made of.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
@@ -359,7 +363,7 @@ impl World {
         token: CancellationToken,
         random: &mut Random,
     ) -> impl Future<Output = Result<Summary>> + use<> {
-        let ahead = TimeDelta::minutes(random.within(0..=3_000) as i64);
+        let ahead = TimeDelta::minutes(random.within(0..=AHEAD_MAX) as i64);
         let clock = Arc::new(WallClock { time: self.time.clone(), ahead });
         let ids = Arc::new(SeededIds::new(life.random("ids", &[])));
         let access = Arc::new(Access { bucket: self.bucket.clone(), life: life.clone() });
