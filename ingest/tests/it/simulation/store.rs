@@ -27,6 +27,9 @@ use super::time::{Doing, Time, slot};
 /// A request that arrives so much later at most. In milliseconds.
 const LATE_MAX: u64 = 5_000;
 
+/// In the trace stands this where a request was made on a thread of the Delta kernel, at any moment of its millisecond.
+pub(crate) const BESIDE: &str = "beside all steps";
+
 /// What everybody sees in the end.
 #[derive(Debug, Default)]
 pub(crate) struct Bucket {
@@ -165,7 +168,8 @@ pub(crate) struct Life {
 
 /// One request of a life.
 struct Step {
-    number: u64,
+    /// None on a thread of the Delta kernel.
+    number: Option<u64>,
     fate: Fate,
     /// How long it takes to arrive.
     there: u64,
@@ -174,6 +178,15 @@ struct Step {
     /// When it arrives if nobody waits any more; never, if there is none.
     lands_at: Option<u64>,
     dying: Option<Dying>,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.number {
+            Some(number) => write!(f, "step {number}"),
+            None => f.write_str(BESIDE),
+        }
+    }
 }
 
 impl Life {
@@ -216,7 +229,8 @@ impl Life {
     fn step(&self, kind: Kind, path: &str) -> Step {
         let path = plain(path);
         let path = path.as_str();
-        let number = self.steps.fetch_add(1, Ordering::AcqRel);
+        // What goes on beside the history's own thread is not counted: it would depend on the machine which of two was first.
+        let number = self.time.may_wait().then(|| self.steps.fetch_add(1, Ordering::AcqRel));
         let tried = {
             let mut tries = self.tries.lock().expect("no holder of this lock panics");
             let tried = tries.entry((kind, path.to_owned())).or_default();
@@ -224,7 +238,7 @@ impl Life {
             *tried
         };
         let mut random = self.random("step", &[kind as u64, number_of(path), tried]);
-        let dying = self.death.filter(|death| death.step == number).map(|death| death.how);
+        let dying = self.death.filter(|death| number == Some(death.step)).map(|death| death.how);
         let now = self.time.now();
         let late = |random: &mut Random| Some(now + random.within(1..=LATE_MAX));
         let mut step = Step {
@@ -277,7 +291,7 @@ impl Life {
 
     /// The end of this process: its task is broken off while it waits here.
     async fn die(&self, step: &Step) -> object_store::Error {
-        self.time.note(&self.name(), || format!("dies at step {} ({:?})", step.number, step.dying));
+        self.time.note(&self.name(), || format!("dies at {step} ({:?})", step.dying));
         self.dead.cancel();
         self.stay_dead().await
     }
@@ -358,14 +372,14 @@ impl Access {
             return Err(life.die(&step).await);
         }
         if step.dying.is_none() && matches!(step.fate, Fate::RequestLost | Fate::RequestLate) {
-            life.time.note(&life.name(), || format!("step {} writes {path}: {:?}", step.number, step.fate));
+            life.time.note(&life.name(), || format!("{step} writes {path}: {:?}", step.fate));
             return Err(broken("connection reset"));
         }
         let Write { location, payload, options } = sent.write.take().expect("it was just put there");
         let done = self.bucket.contents.put_opts(&location, payload, options).await;
         life.time.note(&life.name(), || {
             let done = if done.is_ok() { "done" } else { "refused" };
-            format!("step {} writes {path}: {done}, {:?}", step.number, step.fate)
+            format!("{step} writes {path}: {done}, {:?}", step.fate)
         });
         if step.dying.is_some() {
             return Err(life.die(&step).await);
