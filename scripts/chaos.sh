@@ -6,14 +6,22 @@ source "$(dirname "$0")/lib.sh"
 cd "$root"
 
 kills="${KILLS:-200}" seeds="${SIMULATION_SEEDS:-10000}" fuzz_seconds="${FUZZ_SECONDS:-60}" letters="${LETTERS:-1000000}"
-said="$(mktemp --directory)"
-trap 'rm -rf "$said"' EXIT
+# What each stage said, for the report. In a folder that is named (SAID=folder) it stays, so that a stage can be run again without
+# those before it.
+if [ -n "${SAID:-}" ]; then
+    said="$(realpath --canonicalize-missing "$SAID")"
+    mkdir -p "$said"
+else
+    said="$(mktemp --directory)"
+    trap 'rm -rf "$said"' EXIT
+fi
+commit="$(git rev-parse --short HEAD)"
 
 # Crashes, stale owners, rebalances and failing stores in one process, without a clock: each seed is another run.
 stage_simulation() {
     SIMULATION_SEEDS="$seeds" scripts/cargo.sh test --release --locked --test it simulation -- --nocapture | tee "$said/simulation.log"
     {
-        echo "The simulation passed with $seeds seeds (\`ingest/tests/it/simulation/\`): $(sed -n 's/^[0-9]* seeds in //p' "$said/simulation.log")."
+        echo "At $commit the simulation passed with $seeds seeds (\`ingest/tests/it/simulation/\`): $(sed -n 's/^[0-9]* seeds in //p' "$said/simulation.log")."
         echo "Bugs that were planted, and what of each was seen first:"
         echo
         sed -n 's/^\([A-Za-z]* is found by seed .*\)$/- \1/p' "$said/simulation.log"
@@ -22,17 +30,17 @@ stage_simulation() {
 
 stage_fuzz() {
     scripts/fuzz.sh "$fuzz_seconds" 2>&1 | tee "$said/fuzz.log"
-    echo "The fuzz target of the decoders (\`ingest/fuzz/\`) found nothing: $(sed -n 's/^Done \(.*\)$/\1/p' "$said/fuzz.log")." >"$said/2"
+    echo "At $commit the fuzz target of the decoders (\`ingest/fuzz/\`) found nothing: $(sed -n 's/^Done \(.*\)$/\1/p' "$said/fuzz.log")." >"$said/2"
 }
 
 stage_letters() {
     LAKEBEAT_TEST_LETTERS="$letters" "$venv/bin/python" -m pytest --timeout=1800 -k dead_letters_in_a_row \
         -o addopts='-p no:cacheprovider --strict-markers' -s tests/e2e/test_bad_input.py | tee "$said/letters.log"
-    sed -n 's/^REPORT //p' "$said/letters.log" >"$said/3"
+    sed -n "s/^.*REPORT /At $commit: /p" "$said/letters.log" >"$said/3"
 }
 
 stage_kills() {
-    local notes=() file
+    local notes=(--note "The kills: at $commit.") file
     for file in "$said"/[0-9]; do
         [ ! -f "$file" ] || notes+=(--note "$(cat "$file")")
     done

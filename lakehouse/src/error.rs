@@ -185,6 +185,9 @@ fn kernel_kind(error: &KernelError) -> ErrorKind {
         KernelError::ObjectStore(source) => store_kind(source),
         KernelError::IOError(source) => io_kind(source).unwrap_or(ErrorKind::Unavailable),
         KernelError::GenericError { source } => kind_beneath(source.as_ref()),
+        // A checkpoint that could not be read: what kept it from that may be the store.
+        KernelError::Parquet(source) => kind_beneath(source),
+        KernelError::Arrow(source) => kind_beneath(source),
         _ => ErrorKind::BadData,
     }
 }
@@ -204,6 +207,15 @@ mod tests {
     use std::io;
 
     use super::*;
+
+    #[test]
+    fn a_checkpoint_that_the_store_does_not_give_is_not_taken_for_a_damaged_one() {
+        let away = object_store::Error::Generic { store: "S3", source: "connection refused".into() };
+        let unread = KernelError::Parquet(parquet::errors::ParquetError::External(Box::new(away)));
+        assert_eq!(Error::delta("cannot read the log", unread.into()).kind(), ErrorKind::Unavailable);
+        let damaged = KernelError::Parquet(parquet::errors::ParquetError::EOF("too short".to_owned()));
+        assert_eq!(Error::kernel("cannot read the log", damaged).kind(), ErrorKind::BadData);
+    }
 
     #[test]
     fn what_a_disk_says_is_told_from_a_store_that_is_away() {

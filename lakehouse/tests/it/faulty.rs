@@ -198,3 +198,26 @@ async fn a_store_that_goes_away_while_rows_are_read_is_no_damaged_file() {
         assert_eq!(error.kind(), ErrorKind::Unavailable, "read {read}: {error}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_that_cannot_be_read_for_the_moment_is_no_damage() {
+    let (store, lake) = faulty_lake().await;
+    let table = lake.table(&name());
+    for version in 0..100 {
+        let commit = commit_of(&table, version..version + 1, "a", version).await;
+        assert_eq!(
+            table.append(version as u64, commit).await.expect("committed"),
+            Outcome::Committed(version as u64 + 1)
+        );
+    }
+    let mut lost = 0;
+    loop {
+        store.lost_read.store(lost + 1, Ordering::SeqCst);
+        match open_on(store.clone()).await.table(&name()).head().await {
+            Ok(head) => break assert_eq!(head.version, 100),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}"),
+        }
+        lost += 1;
+    }
+    assert!(lost > 0, "it is read at all");
+}
