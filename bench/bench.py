@@ -5,7 +5,9 @@
    a real MinIO.
 2. The same on one core, into a folder, with Kafka on the others: bare, by `lakebeat ingest`, and once more under perf for where
    the time goes. Then what an ingest holds in memory that has nothing to do: after such a drain, and fresh.
-3. Commits of a thousand rows, one right after the other: how long each takes, in a folder and in MinIO.
+3. Commits of a thousand rows, one right after the other: how long each takes, in a folder and in MinIO. Then how long one takes
+   after ten, a thousand and ten thousand of them, by our committer and by the library's ordinary path
+   (lakehouse/examples/commit_curve.rs).
 4. While `lakebeat up` takes in so many events a second, marked events are sent, and how long each takes until a query of gold
    at the PostgreSQL door shows it is noted: all in one process, and on Kafka and MinIO.
 """
@@ -229,6 +231,18 @@ def commits(folder, kafka, minio):
     return found
 
 
+def commit_curve(program, folder, minio):
+    """How long one commit takes after so many, in a folder and in MinIO."""
+    minio.make_bucket("curve")
+    places = {"disk": ((folder / "curve").as_uri() + "/", {}), "minio": ("s3://curve/lake/", minio.lake("curve").storage_options)}
+    (folder / "curve").mkdir(parents=True)
+    found = {}
+    for name, (url, settings) in places.items():
+        say(f"ten thousand commits: {name}")
+        found[name] = measured(program, url, cwd=folder, **settings)[0]["points"]
+    return found
+
+
 # 4. Freshness.
 
 def marked_event(user):
@@ -363,6 +377,27 @@ def commit_lines(results):
         yield f"| {name} | {p50 * 1000:.0f} ms | {p99 * 1000:.0f} ms | {len(seconds) + 1} |"
 
 
+def curve_lines(results):
+    yield "One commit of a file of 100 rows to a table that has taken so many, without the writing of the file: the median of 50 by"
+    yield "Lakebeat's committer and of 20 by the Delta library's ordinary one (`CommitBuilder`), on the same table."
+    yield ""
+    yield "| | commits | Lakebeat | slowest | of that after 10 | requests: PUT, GET, LIST | the library | of that after 10 | requests |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+    for name, key in (("on disk", "disk"), ("in MinIO", "minio")):
+        first = results[key][0]
+        for point in results[key]:
+            ours, theirs = point["ours"], point["library"]
+            asked = [", ".join(f"{one[kind]:.1f}" for kind in ("puts", "gets", "lists")) for one in (ours, theirs)]
+            yield (
+                f"| {name} | {point['commits']:,} | {ours['median_ms']:.2f} ms | {ours['slowest_ms']:.1f} ms "
+                f"| {ours['median_ms'] / first['ours']['median_ms']:.2f} | {asked[0]} | {theirs['median_ms']:.1f} ms "
+                f"| {theirs['median_ms'] / first['library']['median_ms']:.2f} | {asked[1]} |"
+            )
+    yield ""
+    last = results["disk"][-1]["ours"]
+    yield f"The file is among the requests. A commit writes {last['bytes'] / 100:,.0f} bytes a row here, its file and the log's entry together."
+
+
 def freshness_lines(results):
     yield "| events/s | | p50 | p99 | marked events | not seen |"
     yield "|---:|---|---:|---:|---:|---:|"
@@ -374,7 +409,7 @@ def freshness_lines(results):
             yield f"| {rate:,} | {place} | | | 0 | {missing} |"
 
 
-def report(speed_result, one_core_result, commit_results, freshness_results):
+def report(speed_result, one_core_result, commit_results, curve, freshness_results):
     parts = [
         "# Measured",
         "",
@@ -392,6 +427,8 @@ def report(speed_result, one_core_result, commit_results, freshness_results):
         "",
         *commit_lines(commit_results),
         "",
+        *curve_lines(curve),
+        "",
         "## Produced to visible in gold",
         "",
         "The simulator, ingest, the models and the door in one process (`lakebeat up`), while it takes in so many events a second; the",
@@ -405,6 +442,7 @@ def report(speed_result, one_core_result, commit_results, freshness_results):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bare", type=Path, required=True, help="the program that drains bare")
+    parser.add_argument("--curve", type=Path, required=True, help="the program that commits ten thousand times")
     parser.add_argument("--events", type=int, default=5_000_000)
     parser.add_argument("--output", type=Path, default=HERE / "results.md")
     arguments = parser.parse_args()
@@ -417,6 +455,7 @@ def main():
             fast = speed(arguments, folder, kafka, minio)
             single = one_core(arguments, folder / "one-core", kafka)
             small = commits(folder / "commits", kafka, minio)
+            curve = commit_curve(arguments.curve, folder / "curve-client", minio)
             fresh = {}
             for rate, place in RATES:
                 say(f"freshness at {rate} events a second, {place}")
@@ -427,7 +466,7 @@ def main():
         finally:
             minio.end()
             kafka.end()
-    text = report(fast, single, small, fresh)
+    text = report(fast, single, small, curve, fresh)
     arguments.output.write_text(text)
     print(text)
 

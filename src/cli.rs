@@ -332,6 +332,39 @@ pub(crate) enum Table {
         #[arg(long, default_value_t = 20)]
         limit: usize,
     },
+    /// Puts all small files of a table together
+    Compact {
+        /// The table, such as bronze.spotify_events
+        name: String,
+    },
+    /// Deletes files that neither the newest version nor a kept publication needs, after it has said which and asked
+    Vacuum {
+        /// The table, such as gold.top_songs
+        name: String,
+        /// Only says what it would delete
+        #[arg(long)]
+        dry_run: bool,
+        /// Does not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Puts back what a table was at an older version, its ledger included, after it has said what that does and asked
+    Restore {
+        /// The table, such as gold.top_songs
+        name: String,
+        /// The version to put back
+        #[arg(long, required_unless_present = "publication")]
+        version: Option<u64>,
+        /// The version that this publication names
+        #[arg(long, conflicts_with = "version")]
+        publication: Option<u64>,
+        /// Only says what it would do
+        #[arg(long)]
+        dry_run: bool,
+        /// Does not ask
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,5 +1,6 @@
 //! One function a command: options in, a crate's entry point, its result out.
 
+mod care;
 mod doctor;
 mod letters;
 mod mirror;
@@ -48,6 +49,15 @@ pub(crate) async fn run(cli: Cli, settings: Settings) -> anyhow::Result<()> {
         Command::Table(cli::Table::Ls) => tables::ls(&pipeline::open_lake(&settings).await?, settings.json).await,
         Command::Table(cli::Table::History { name, limit }) => {
             tables::history(&pipeline::open_lake(&settings).await?, &name, limit, settings.json).await
+        }
+        Command::Table(cli::Table::Compact { name }) => care::compact(&name, &settings).await,
+        Command::Table(cli::Table::Vacuum { name, dry_run, yes }) => {
+            care::vacuum(&name, care::Consent::of(dry_run, yes), &settings).await
+        }
+        Command::Table(cli::Table::Restore { name, version, publication, dry_run, yes }) => {
+            let wanted =
+                version.map_or_else(|| care::Wanted::Publication(publication.unwrap_or(0)), care::Wanted::Version);
+            care::restore(&name, wanted, care::Consent::of(dry_run, yes), &settings).await
         }
         Command::Publication(cli::Publication::Ls { limit }) => {
             tables::publications(&pipeline::open_lake(&settings).await?, limit, settings.json).await

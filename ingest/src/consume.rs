@@ -62,7 +62,7 @@ use crate::{Error, ErrorKind, Result};
 
 pub use commit::{Committer, Fenced};
 pub use identity::AcceptedGap;
-pub use reset::{Move, Position, ResetOptions, ResetReport, reset};
+pub use reset::{Move, Position, ResetOptions, ResetReport, reset, writers_of};
 pub use room::Room;
 pub use source::{Broker, Command, Polled, Revocation, Source};
 
@@ -272,7 +272,7 @@ pub async fn run_on(
     // It writes nothing yet: what fails up to here leaves no lease behind.
     let consuming = running::Consuming::start(options.clone(), sink, broker, progress)?;
     let Options { topic, stop, compaction_interval, .. } = options;
-    let purpose = reset::writers_of(&topic.table);
+    let purpose = writers_of(&topic.table);
     let mut lease = lake.take_lease(&purpose, &holder()).await?;
     let care = Care {
         retention: Retention::of(lake, &topic),
@@ -284,6 +284,7 @@ pub async fn run_on(
     };
     // A store that is away must not keep a process that ends.
     let _ = tokio::time::timeout(RELEASE_TIMEOUT, lease.release()).await;
+    lake.settle().await;
     ended
 }
 

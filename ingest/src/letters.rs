@@ -98,6 +98,7 @@ mod tests {
                 partition_values: Default::default(),
                 stats: None,
                 rows,
+                checksum: None,
             })
         };
         let files = vec![

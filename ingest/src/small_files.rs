@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use lakehouse::{Cleaner, ErrorKind, Lake, LeaseInfo, Table};
+use lakehouse::{Cleaner, Compaction, ErrorKind, Lake, LeaseInfo, Table};
 
 use crate::Error;
 use crate::topic::TopicSpec;
@@ -57,9 +57,9 @@ impl SmallFiles {
         }
         // Several topics may share a table of letters; retention takes out files of one topic only.
         for (table, apart) in [(&self.rows, None), (&self.letters, Some("topic"))] {
-            match self.lake.compact(table, apart).await {
+            match self.lake.compact(table, apart, Compaction::AsTheyPileUp).await {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
-                compacted => compacted?,
+                compacted => drop(compacted?),
             }
         }
         let report = self.cleaner.clean().await?;

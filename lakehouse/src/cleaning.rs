@@ -8,8 +8,10 @@
 use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use futures::TryStreamExt as _;
+use serde::Serialize;
 
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::lake::Lake;
 use crate::log::CommitEntry;
 use crate::name::TableName;
@@ -25,12 +27,20 @@ const REFRESH_GRACE: TimeDelta = TimeDelta::hours(24);
 const LOOK_BACK_MAX: u64 = 20_000;
 
 /// What a round of cleaning did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct CleanReport {
     /// Files that were deleted.
     pub files: u64,
     /// Their size in bytes.
     pub bytes: u64,
+}
+
+impl CleanReport {
+    /// Counts one more file.
+    pub(crate) fn count(&mut self, bytes: u64) {
+        self.files += 1;
+        self.bytes += bytes;
+    }
 }
 
 /// Deletes what is superseded, round by round. It remembers where it stands in each table's log.
@@ -44,7 +54,7 @@ pub struct Cleaner {
 
 /// How far one table's log was read, and what was found in it.
 #[derive(Debug, Default)]
-struct Position {
+pub(crate) struct Position {
     next_version: u64,
     /// Live files: the version that added each, and its size.
     live: HashMap<String, (u64, u64)>,
@@ -53,8 +63,8 @@ struct Position {
 
 /// A file that was live from one version to before another.
 #[derive(Debug)]
-struct Superseded {
-    path: String,
+pub(crate) struct Superseded {
+    pub(crate) path: String,
     bytes: u64,
     added: u64,
     removed: u64,
@@ -94,8 +104,7 @@ impl Cleaner {
                     position.superseded.push(gone);
                     continue;
                 }
-                report.files += 1;
-                report.bytes += gone.bytes;
+                report.count(gone.bytes);
             }
         }
         Ok(report)
@@ -112,22 +121,24 @@ impl Cleaner {
 }
 
 impl Position {
+    /// The paths of the files that are superseded and stay for now.
+    pub(crate) fn superseded(&self) -> impl Iterator<Item = &String> {
+        self.superseded.iter().map(|gone| &gone.path)
+    }
+
     async fn advance(&mut self, table: &Table) -> Result<()> {
-        let newest = table.head().await?.version;
+        let newest = table.newest_version().await?;
         self.next_version = self.next_version.max(newest.saturating_sub(LOOK_BACK_MAX));
-        while self.next_version <= newest {
-            match table.commits(self.next_version, self.next_version).await {
-                Ok(commits) => commits.into_iter().for_each(|commit| self.take(commit)),
-                // Cleaned up before us: what it superseded is not known, and stays.
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
+        let mut entries = table.inner.entries(self.next_version..=newest);
+        while let Some(entry) = entries.try_next().await? {
+            // One that was cleaned up before us: what it superseded is not known, and stays.
+            entry.into_iter().for_each(|commit| self.take(commit));
             self.next_version += 1;
         }
         Ok(())
     }
 
-    fn take(&mut self, commit: CommitEntry) {
+    pub(crate) fn take(&mut self, commit: CommitEntry) {
         for remove in commit.removes {
             let Some((added, bytes)) = self.live.remove(&remove.path) else { continue };
             // A commit without a time is of a foreign writer: what it took out is not ours to delete.
@@ -146,7 +157,7 @@ impl Position {
         }
     }
 
-    fn take_due(&mut self, pinned: &[u64], now: DateTime<Utc>) -> Vec<Superseded> {
+    pub(crate) fn take_due(&mut self, pinned: &[u64], now: DateTime<Utc>) -> Vec<Superseded> {
         let is_due = |gone: &mut Superseded| {
             let is_pinned = pinned.iter().any(|version| (gone.added..gone.removed).contains(version));
             if is_pinned {
@@ -160,7 +171,7 @@ impl Position {
 }
 
 /// The versions of each table that kept publications name.
-fn pins(publications: &[Publication]) -> BTreeMap<TableName, Vec<u64>> {
+pub(crate) fn pins(publications: &[Publication]) -> BTreeMap<TableName, Vec<u64>> {
     let mut pins: BTreeMap<TableName, Vec<u64>> = BTreeMap::new();
     for (name, pinned) in publications.iter().flat_map(|publication| &publication.tables) {
         pins.entry(name.clone()).or_default().push(pinned.version);

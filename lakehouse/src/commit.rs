@@ -16,8 +16,6 @@ use crate::error::{Error, ErrorKind, Result, store_kind};
 use crate::log::{self, Commit, CommitEntry};
 use crate::table::{Table, TableInner};
 
-/// A checkpoint is written each time the version can be divided by this.
-pub(crate) const CHECKPOINT_INTERVAL: u64 = 100;
 /// So many other commits may lie between the version that a writer has read and the one that it makes.
 const COMMITS_BETWEEN_MAX: u64 = 10_000;
 /// A writer that has found so many versions taken, one after the other, has missed more of them: it looks where the log ends.
@@ -99,34 +97,6 @@ impl Table {
             self.name()
         );
         Err(Error::new(ErrorKind::Conflict, message))
-    }
-
-    /// Without checkpoints a table opens slower with each commit, but one that can't be written now is only late.
-    async fn checkpoint_if_due(&self, version: u64) {
-        if !version.is_multiple_of(CHECKPOINT_INTERVAL) {
-            return;
-        }
-        if let Err(error) = self.checkpoint(version).await {
-            tracing::warn!(table = %self.name(), version, %error, "checkpoint not written; the next one will be");
-        }
-    }
-
-    /// Writes a checkpoint of `version`, and the checksum file that makes its ledger quick to read.
-    pub(crate) async fn checkpoint(&self, version: u64) -> Result<()> {
-        let engine = self.inner.log.engine(None);
-        let root = self.inner.log.config().location().clone();
-        let write = move || {
-            let snapshot = buoyant_kernel::Snapshot::builder_for(root).at_version(version).build(engine.as_ref())?;
-            let (_, snapshot) = snapshot.checkpoint(engine.as_ref(), None)?;
-            if let Err(error) = snapshot.write_checksum(engine.as_ref()) {
-                tracing::debug!(%error, "no checksum file");
-            }
-            buoyant_kernel::DeltaResult::Ok(())
-        };
-        tokio::task::spawn_blocking(write)
-            .await
-            .map_err(|source| Error::with_source(ErrorKind::Bug, "a checkpoint was broken off", source))?
-            .map_err(|source| Error::kernel(format!("cannot checkpoint {} at version {version}", self.name()), source))
     }
 }
 

@@ -8,6 +8,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use crate::commit::Outcome;
 use crate::error::{Error, Result};
 use crate::file::{DataFile, StagedFile};
@@ -24,17 +26,37 @@ const FILE_BYTES_MAX: u64 = 32 << 20;
 /// So much is rewritten in one go, and a few files more than that at most; nobody has to wait for more.
 const REWRITTEN_BYTES_MAX: u64 = 128 << 20;
 
+/// Which small files are put together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compaction {
+    /// Where there are enough files of one size: for rounds beside a writer, since a row is moved a handful of times in its life.
+    AsTheyPileUp,
+    /// All that are small, two at the least: for somebody who asks for it.
+    Thorough,
+}
+
+/// What a round did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct CompactReport {
+    /// Files that were put together.
+    pub removed: u64,
+    /// Files that they became.
+    pub added: u64,
+    /// The bytes of those that were put together.
+    pub bytes: u64,
+}
+
 impl Lake {
     /// Puts small files of the newest version of `table` together, if there are enough of them. Losing to a commit that takes
     /// out one of the same files is no fault: the next round goes by what is there then.
     ///
     /// Files that differ in the bounds of the column `apart` are not put together: what each of them is about stays told by its
     /// statistics alone.
-    pub async fn compact(&self, table: &Table, apart: Option<&str>) -> Result<()> {
+    pub async fn compact(&self, table: &Table, apart: Option<&str>, which: Compaction) -> Result<CompactReport> {
         let base = table.head().await?;
-        let groups = due(&base, apart);
+        let groups = due(&base, apart, which);
         if groups.is_empty() {
-            return Ok(());
+            return Ok(CompactReport::default());
         }
         let mut commit = Commit::new(Operation::Optimize);
         let mut rewritten = 0;
@@ -54,19 +76,20 @@ impl Lake {
         }
         let (adds, removes) = (commit.adds.len(), commit.removes.len());
         if removes == 0 {
-            return Ok(());
+            return Ok(CompactReport::default());
         }
         let staged = commit.adds.clone();
         match table.append(base.version, commit).await? {
             Outcome::Committed(version) => {
                 tracing::debug!(table = %table.name(), version, adds, removes, "small files put together");
+                Ok(CompactReport { removed: removes as u64, added: adds as u64, bytes: rewritten })
             }
             Outcome::Lost { winner } => {
                 tracing::debug!(table = %table.name(), winner, "another commit came first");
                 table.discard(&staged).await;
+                Ok(CompactReport::default())
             }
         }
-        Ok(())
     }
 
     async fn put_together(
@@ -90,17 +113,19 @@ fn failed(table: &Table, error: datafusion::error::DataFusionError) -> Error {
 type Kind<'a> = (Vec<Option<&'a str>>, Option<String>, u32);
 
 /// The files to put together, each group of one kind.
-fn due(table: &TableVersion, apart: Option<&str>) -> Vec<Vec<Arc<DataFile>>> {
+fn due(table: &TableVersion, apart: Option<&str>, which: Compaction) -> Vec<Vec<Arc<DataFile>>> {
     let mut groups: BTreeMap<Kind<'_>, Vec<Arc<DataFile>>> = BTreeMap::new();
     for file in table.files.iter().filter(|file| file.size < FILE_BYTES_MAX) {
         let partition =
             table.partition_columns.iter().map(|column| file.partition_values.get(column).and_then(Option::as_deref));
         let bounds = apart.map(|column| bounds(file, column));
-        groups.entry((partition.collect(), bounds, size_class(file.size))).or_default().push(file.clone());
+        let class = if which == Compaction::Thorough { 0 } else { size_class(file.size) };
+        groups.entry((partition.collect(), bounds, class)).or_default().push(file.clone());
     }
-    let mut due: Vec<_> = groups.into_values().filter(|files| files.len() >= FILES_MIN).collect();
+    let files_min = if which == Compaction::Thorough { 2 } else { FILES_MIN };
+    let mut due: Vec<_> = groups.into_values().filter(|files| files.len() >= files_min).collect();
     for files in &mut due {
-        files.truncate(FILES_MIN.max(fitting(files, REWRITTEN_BYTES_MAX)));
+        files.truncate(files_min.max(fitting(files, REWRITTEN_BYTES_MAX)));
     }
     due
 }

@@ -139,6 +139,7 @@ impl Encoder {
             partition_values,
             stats: Some(stats::from_footer(&self.target.file_schema, &footer)),
             rows: u64::try_from(footer.file_metadata().num_rows()).ok(),
+            checksum: Some(crc32fast::hash(&bytes)),
         };
         self.full.push(EncodedFile { path, bytes, file });
         Ok(())

@@ -20,31 +20,30 @@ pub struct DataFile {
     pub stats: Option<String>,
     /// The number of rows, if the statistics have it.
     pub rows: Option<u64>,
+    /// The CRC-32 of its bytes, if we wrote it: a disk that turns a bit says nothing, and Parquet does not either.
+    pub checksum: Option<u32>,
 }
+
+/// Under this tag of a file stands its checksum, in hexadecimal. Other engines pass over tags that they do not know.
+const CHECKSUM_TAG: &str = "lakebeat.crc32";
 
 impl DataFile {
     /// A file as the Delta kernel yields it from checkpoint and log.
+    #[expect(deprecated, reason = "nothing else tells the tags of a file")]
     pub(crate) fn from_view(view: &LogicalFileView) -> Self {
-        let stats = view.stats();
-        Self {
-            path: view.path().into_owned(),
-            size: view.size().try_into().unwrap_or(0),
-            modified_millis: view.modification_time(),
-            partition_values: view.partition_values_map().into_iter().collect(),
-            rows: stats.as_deref().and_then(rows_in_stats),
-            stats,
-        }
+        Self::from_add(view.add_action())
     }
 
     pub(crate) fn from_add(add: Add) -> Self {
-        let rows = add.stats.as_deref().and_then(rows_in_stats);
+        let tagged = add.tags.and_then(|mut tags| tags.remove(CHECKSUM_TAG).flatten());
         Self {
             path: add.path,
             size: add.size.try_into().unwrap_or(0),
             modified_millis: add.modification_time,
             partition_values: add.partition_values.into_iter().collect(),
+            rows: add.stats.as_deref().and_then(rows_in_stats),
             stats: add.stats,
-            rows,
+            checksum: tagged.and_then(|text| u32::from_str_radix(&text, 16).ok()),
         }
     }
 
@@ -56,6 +55,7 @@ impl DataFile {
             modification_time: self.modified_millis,
             data_change: change == DataChange::Changes,
             stats: self.stats.clone(),
+            tags: self.checksum.map(|sum| [(CHECKSUM_TAG.to_owned(), Some(format!("{sum:08x}")))].into()),
             ..Add::default()
         }
     }

@@ -5,11 +5,14 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use deltalake_core::logstore::{StorageConfig, default_logstore};
+use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::ObjectStore;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
+use tokio_util::task::TaskTracker;
 use url::Url;
 
+use crate::checkpoint::Checkpoints;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format;
@@ -36,6 +39,8 @@ struct LakeInner {
     /// A handle for each table that was asked for, so that what is known of it is shared.
     tables: Mutex<HashMap<TableName, Table>>,
     newest: NewestPublications,
+    /// What goes on beside the callers' own work.
+    background: TaskTracker,
     /// Made at the first query, with the options given then or the defaults.
     sessions: OnceLock<BaseState>,
     /// The tables that are read at their heads, and when they were last listed.
@@ -44,6 +49,11 @@ struct LakeInner {
 
 /// A table of bronze that appears is seen by queries after this time at the latest.
 const LISTING_AGE_MAX: Duration = Duration::from_secs(2);
+
+/// A process that ends waits so long at most for what it writes beside its commits: nothing is lost without it.
+const SETTLE_MAX: Duration = Duration::from_secs(3);
+/// So many folders are looked into at once.
+const FOLDERS_AT_ONCE: usize = 16;
 
 impl Lake {
     /// Opens the lake at `url`, and makes it if nothing is there.
@@ -83,6 +93,7 @@ impl Lake {
             ids,
             tables: Mutex::default(),
             newest: NewestPublications::default(),
+            background: TaskTracker::new(),
             sessions: OnceLock::new(),
             heads: tokio::sync::Mutex::default(),
         };
@@ -127,7 +138,18 @@ impl Lake {
             Path::from_iter(storage.prefix.parts().chain([name.schema.as_str().into(), name.name.as_str().into()]));
         let store = Arc::new(PrefixStore::new(storage.root.clone(), folder));
         let log = default_logstore(store, storage.root.clone(), &location, &StorageConfig::default());
-        Table::new(name.clone(), log, self.inner.clock.clone(), self.inner.ids.clone())
+        let checkpoints = Checkpoints::of(&self.inner.background);
+        Table::new(name.clone(), log, self.inner.clock.clone(), self.inner.ids.clone(), checkpoints)
+    }
+
+    /// Waits, for some seconds at most, for what is written beside the commits. To be called before a process ends.
+    pub async fn settle(&self) {
+        let background = &self.inner.background;
+        background.close();
+        if tokio::time::timeout(SETTLE_MAX, background.wait()).await.is_err() {
+            tracing::debug!("a checkpoint is not written in time; the next one will be");
+        }
+        background.reopen();
     }
 
     /// Makes sessions on this lake. All callers share one, so that they share its memory limit and its caches.
@@ -164,17 +186,21 @@ impl Lake {
 
     /// The names of all tables, by listing the folders. Not for the way of a query.
     pub async fn tables(&self) -> Result<Vec<TableName>> {
-        let mut names = Vec::new();
-        for schema in self.folders(None).await? {
-            for table in self.folders(Some(&schema)).await? {
-                let name = TableName::new(schema.clone(), table);
-                // A folder without a log is none of ours, or a table whose making was broken off.
-                if name.to_string().parse::<TableName>().is_ok() && self.table(&name).exists().await? {
-                    names.push(name);
-                }
-            }
-        }
-        Ok(names)
+        let schemas = self.folders(None).await?.into_iter().map(|schema| self.names_in(schema));
+        let names: Vec<_> = futures::stream::iter(schemas).buffered(FOLDERS_AT_ONCE).try_concat().await?;
+        let looked = names.into_iter().map(|name| self.if_there(name));
+        let found: Vec<_> = futures::stream::iter(looked).buffered(FOLDERS_AT_ONCE).try_collect().await?;
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    async fn names_in(&self, schema: String) -> Result<Vec<TableName>> {
+        let names = self.folders(Some(&schema)).await?.into_iter().map(|table| TableName::new(schema.clone(), table));
+        Ok(names.filter(|name| name.to_string().parse::<TableName>().is_ok()).collect())
+    }
+
+    /// A folder without a log is none of ours, or a table whose making was broken off.
+    async fn if_there(&self, name: TableName) -> Result<Option<TableName>> {
+        Ok(self.table(&name).exists().await?.then_some(name))
     }
 
     async fn folders(&self, within: Option<&str>) -> Result<Vec<String>> {

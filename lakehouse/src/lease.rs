@@ -85,6 +85,11 @@ impl LeaseInfo {
 }
 
 impl Lease {
+    /// Where it lies.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// What it says.
     pub fn info(&self) -> &LeaseInfo {
         &self.info

@@ -9,6 +9,7 @@
 //! This crate knows object storage, Delta and DataFusion. It never knows Kafka, a wire protocol, Snowflake or Jinja.
 
 mod changes;
+mod checkpoint;
 mod cleaning;
 mod clock;
 mod commit;
@@ -30,6 +31,7 @@ mod progress;
 mod provider;
 mod pruning;
 mod publication;
+mod restore;
 mod row_width;
 mod scan;
 mod schema;
@@ -40,6 +42,7 @@ mod storage;
 mod system;
 mod table;
 mod taking_out;
+mod vacuum;
 mod verify;
 mod version;
 
@@ -47,6 +50,7 @@ pub use changes::Changes;
 pub use cleaning::{CleanReport, Cleaner};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use commit::Outcome;
+pub use compaction::{CompactReport, Compaction};
 pub use encode::{EncodedFile, Encoder};
 pub use error::{Error, ErrorKind, Result};
 pub use expired::{EXPIRED_KEY, ExpiredLetters};
@@ -62,6 +66,7 @@ pub use progress::{
     SkipReason, cluster_app_id, fingerprint_app_id, incarnation_app_id, ingest_app_id, replay_app_id, reset_app_id,
 };
 pub use publication::{DEFAULT_GROUP, PinnedTable, Publication};
+pub use restore::RestorePlan;
 pub use scan::{Filter, Scan};
 pub use schema::TableSpec;
 pub use session::{CATALOG, DEFAULT_SCHEMA, SEARCH_PATH, SessionFactory, SessionOptions};
@@ -70,5 +75,6 @@ pub use storage::StorageOptions;
 pub use system::timestamp_type;
 pub use table::{Ledger, Table};
 pub use taking_out::{PlaceColumns, Tail, TakenOut};
-pub use verify::{Fault, PartitionReport, VerifyReport};
+pub use vacuum::VacuumPlan;
+pub use verify::{Fault, PartitionReport, TableReport, VerifyReport};
 pub use version::TableVersion;

@@ -20,6 +20,9 @@ const INFO_KEY: &str = "lakebeat";
 /// Under this key of our part stands the commit's unique id, by which a lost answer is told from a lost race.
 const COMMIT_ID_KEY: &str = "commit_id";
 
+/// Under this key a restore notes the version that it put back.
+pub(crate) const RESTORED_KEY: &str = "restored";
+
 /// What a commit does, in the words that other engines use in a table's history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
@@ -37,6 +40,8 @@ pub enum Operation {
     ChangeColumn,
     /// Takes rows out.
     Delete,
+    /// Puts back what the table was at an older version.
+    Restore,
 }
 
 impl Operation {
@@ -48,6 +53,7 @@ impl Operation {
             Self::AddColumns => "ADD COLUMNS",
             Self::ChangeColumn => "CHANGE COLUMN",
             Self::Delete => "DELETE",
+            Self::Restore => "RESTORE",
         }
     }
 
@@ -55,9 +61,12 @@ impl Operation {
         let mode = match self {
             Self::Write => "Append",
             Self::Overwrite => "Overwrite",
-            Self::CreateTable | Self::Optimize | Self::AddColumns | Self::ChangeColumn | Self::Delete => {
-                return Map::new();
-            }
+            Self::CreateTable
+            | Self::Optimize
+            | Self::AddColumns
+            | Self::ChangeColumn
+            | Self::Delete
+            | Self::Restore => return Map::new(),
         };
         Map::from_iter([("mode".to_owned(), Value::from(mode))])
     }
@@ -154,6 +163,11 @@ impl CommitEntry {
     /// The number of rows in the files that came in.
     pub fn rows_added(&self) -> u64 {
         self.adds.iter().filter_map(|add| add.file.rows).sum()
+    }
+
+    /// The version that the table was put back to by this commit, if it was.
+    pub fn restored(&self) -> Option<u64> {
+        self.info.get(RESTORED_KEY).and_then(Value::as_u64)
     }
 
     /// Whether this very commit has that id.

@@ -1,6 +1,7 @@
 //! How far ingest has come, read from the ledgers of the bronze tables: what each of its commits recorded about itself.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 
 use chrono::{DateTime, Utc};
 use futures::TryStreamExt as _;
@@ -263,11 +264,11 @@ impl Lake {
 
 async fn table_progress(table: &Table) -> Result<Vec<IngestProgress>> {
     let mut newest: BTreeMap<(String, i32), IngestProgress> = BTreeMap::new();
-    let version = table.head().await?.version;
-    let mut entries = table.inner.entries((0..=version).rev());
+    let version = table.newest_version().await?;
+    let mut entries = pin!(table.inner.lineage(version));
     let mut commits_without_news = 0;
     while commits_without_news < LOOK_BACK_MAX {
-        let Some(Some(commit)) = entries.try_next().await? else { break };
+        let Some(commit) = entries.try_next().await? else { break };
         let known = newest.len();
         if let Some(info) = commit.ingest_info()? {
             for range in &info.ranges {
@@ -277,7 +278,6 @@ async fn table_progress(table: &Table) -> Result<Vec<IngestProgress>> {
         }
         commits_without_news = if newest.len() > known { 0 } else { commits_without_news + 1 };
     }
-    drop(entries);
     Ok(newest.into_values().collect())
 }
 

@@ -180,7 +180,7 @@ fn refuse_older(last: &Publication, tables: &BTreeMap<TableName, PinnedTable>) -
 }
 
 async fn newest_in_log(table: &Table) -> Result<Newest> {
-    let version = table.head().await?.version;
+    let version = table.newest_version().await?;
     newest_at(table, version).await
 }
 

@@ -52,6 +52,9 @@ pub(crate) fn creation(name: &TableName, spec: &TableSpec) -> Result<(Metadata, 
     let mut properties = spec.properties.clone();
     // Other engines' writers would drop log entries that a kept publication still needs.
     properties.insert("delta.enableExpiredLogCleanup".to_owned(), "false".to_owned());
+    // So long a checkpoint remembers files that were taken out. A table that is rewritten each second would name more of them
+    // in a day than it has rows; the log itself keeps them all.
+    properties.insert("delta.deletedFileRetentionDuration".to_owned(), "interval 1 hours".to_owned());
     let metadata = new_metadata(&schema, spec.partition_columns.clone(), properties)
         .map_err(|source| Error::delta(format!("cannot describe table {name}"), source.into()))?;
     let protocol = serde_json::from_value(serde_json::json!({ "minReaderVersion": 1, "minWriterVersion": 2 }))

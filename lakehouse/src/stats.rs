@@ -5,7 +5,7 @@
 //! Source: the Delta transaction protocol, §Per-file Statistics.
 
 use arrow::array::{Array as _, ArrayRef};
-use arrow::datatypes::{DataType, SchemaRef, TimeUnit};
+use arrow::datatypes::{DataType, Field, SchemaRef, TimeUnit};
 use chrono::{DateTime, Days, NaiveDate, SecondsFormat};
 use datafusion::common::ScalarValue;
 use parquet::arrow::arrow_reader::statistics::StatisticsConverter;
@@ -60,6 +60,60 @@ pub(crate) fn from_footer(schema: &SchemaRef, footer: &ParquetMetaData) -> Strin
         "nullCount": null_counts,
     })
     .to_string()
+}
+
+/// What the log says of a file and its footer refutes: counts that differ, and bounds that a value lies outside of. Who prunes
+/// by those would pass over rows.
+pub(crate) fn refuted(schema: &SchemaRef, footer: &ParquetMetaData, logged: &Value) -> Vec<String> {
+    let rows = footer.file_metadata().num_rows();
+    let mut refuted = Vec::new();
+    if let Some(said) = logged["numRecords"].as_i64().filter(|said| *said != rows) {
+        refuted.push(format!("holds {rows} rows, but the log says {said}"));
+    }
+    for field in schema.fields() {
+        let file_schema = footer.file_metadata().schema_descr();
+        let Ok(column) = StatisticsConverter::try_new(field.name(), schema, file_schema) else { continue };
+        refuted.extend(wrong_null_count(field, &column, footer, logged));
+        for bound in [Bound::Minimum, Bound::Maximum] {
+            refuted.extend(wrong_bound(field, &column, footer, (logged, bound)));
+        }
+    }
+    refuted
+}
+
+fn wrong_null_count(
+    field: &Field,
+    column: &StatisticsConverter<'_>,
+    footer: &ParquetMetaData,
+    logged: &Value,
+) -> Option<String> {
+    let said = logged["nullCount"][field.name()].as_u64()?;
+    let counts = column.row_group_null_counts(footer.row_groups()).ok().filter(|counts| counts.null_count() == 0)?;
+    let nulls = counts.values().iter().sum::<u64>();
+    (said != nulls).then(|| format!("has {nulls} NULLs in {}, but the log says {said}", field.name()))
+}
+
+fn wrong_bound(
+    field: &Field,
+    column: &StatisticsConverter<'_>,
+    footer: &ParquetMetaData,
+    (logged, bound): (&Value, Bound),
+) -> Option<String> {
+    let said = Some(bound_in(logged, field.name(), field.data_type(), bound)).filter(|said| !said.is_null())?;
+    let groups = footer.row_groups();
+    let (values, exact) = match bound {
+        Bound::Minimum => (column.row_group_mins(groups), column.row_group_is_min_value_exact(groups)),
+        Bound::Maximum => (column.row_group_maxes(groups), column.row_group_is_max_value_exact(groups)),
+    };
+    // A long text is cut in the footer, and what is left of it is a bound, but no value that is there.
+    let is_exact = exact.ok().is_some_and(|exact| exact.true_count() == exact.len());
+    let found = values.ok().filter(|_| is_exact).and_then(|values| outermost(&values, bound))?;
+    let is_outside = match bound {
+        Bound::Minimum => found < said,
+        Bound::Maximum => found > said,
+    };
+    let end = if bound == Bound::Minimum { "least" } else { "greatest" };
+    is_outside.then(|| format!("has {found} as its {end} {}, but the log says {said}", field.name()))
 }
 
 /// The least or the greatest of the row groups' values; nothing if a row group has values but no bound.
@@ -157,7 +211,7 @@ mod tests {
     use std::sync::Arc;
 
     use arrow::array::{Int32Array, RecordBatch, StringArray, TimestampMicrosecondArray};
-    use arrow::datatypes::{Field, Schema};
+    use arrow::datatypes::Schema;
     use parquet::arrow::ArrowWriter;
 
     use super::*;
@@ -191,5 +245,25 @@ mod tests {
         let upper = bound_in(&stats, "time", &zone, Bound::Maximum);
         assert_eq!(upper, ScalarValue::TimestampMicrosecond(Some(6_999), Some("UTC".into())));
         assert!(bound_in(&stats, "missing", &DataType::Int32, Bound::Minimum).is_null());
+
+        let refuted = |wrong: &[(&str, &str, Value)]| {
+            let mut stats = stats.clone();
+            wrong.iter().for_each(|(what, column, value)| stats[*what][*column] = value.clone());
+            refuted(&schema, &footer(&batch), &stats)
+        };
+        assert!(refuted(&[]).is_empty());
+        assert!(refuted(&[("minValues", "number", json!(-5)), ("maxValues", "text", json!("cc"))]).is_empty());
+        let wrong = [
+            ("maxValues", "number", json!(2)),
+            ("minValues", "text", json!("b")),
+            ("maxValues", "time", json!("1970-01-01T00:00:00.004Z")),
+            ("nullCount", "number", json!(0)),
+        ];
+        expect_test::expect![[r#"
+            has 1 NULLs in number, but the log says 0
+            has 3 as its greatest number, but the log says 2
+            has a as its least text, but the log says b
+            has 5999 as its greatest time, but the log says 4999"#]]
+        .assert_eq(&refuted(&wrong).join("\n"));
     }
 }

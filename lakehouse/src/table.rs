@@ -1,6 +1,7 @@
 //! A table of the lake: a cheap handle that knows the newest version and moves on by reading only new log entries.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::pin::pin;
 use std::sync::Arc;
 
 use deltalake_core::kernel::{Metadata, MetadataExt as _};
@@ -9,8 +10,8 @@ use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use object_store::ObjectStore;
 use tokio::sync::Mutex;
 
+use crate::checkpoint::{CHECKPOINT_INTERVAL, Checkpoints};
 use crate::clock::Clock;
-use crate::commit::CHECKPOINT_INTERVAL;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Ids;
 use crate::log::{self, CommitEntry};
@@ -18,9 +19,14 @@ use crate::name::TableName;
 use crate::schema::{self, TableSpec};
 use crate::version::{self, Head, TableVersion};
 
-/// How many versions that were the newest a moment ago are kept at hand. A publication lags the heads by one refresh, so
-/// a reader that pins it finds its versions here and loads nothing.
+/// How many versions that somebody asked for are kept at hand. A publication lags the heads by one refresh, so a reader that
+/// pins it finds its versions here and loads nothing.
 const RECENT_VERSIONS_MAX: usize = 32;
+
+/// Whoever has missed so many entries reads on with many at once.
+const ENTRIES_ONE_BY_ONE_MAX: u64 = 4;
+/// Whoever has missed so many loads the table anew, from its last checkpoint.
+const ENTRIES_MISSED_MAX: u64 = 2 * CHECKPOINT_INTERVAL;
 
 /// So many log entries are read at once, where many are read.
 pub(crate) const ENTRIES_AT_ONCE: usize = 16;
@@ -39,12 +45,14 @@ pub(crate) struct TableInner {
     pub(crate) ids: Arc<dyn Ids>,
     /// The newest known state. The lock is held while new entries are read, so that two callers never read them twice.
     known: Mutex<Known>,
+    pub(crate) checkpoints: Checkpoints,
 }
 
 #[derive(Debug, Default)]
 struct Known {
     head: Option<Head>,
-    /// The last versions that were the newest, the newest last.
+    /// The versions that were asked for last, the last one at the end. A version is made of the head only then: its list of
+    /// files takes longer the more there are, and who commits needs none.
     recent: VecDeque<Arc<TableVersion>>,
 }
 
@@ -58,8 +66,14 @@ pub struct Ledger {
 }
 
 impl Table {
-    pub(crate) fn new(name: TableName, log: LogStoreRef, clock: Arc<dyn Clock>, ids: Arc<dyn Ids>) -> Self {
-        Self { inner: Arc::new(TableInner { name, log, clock, ids, known: Mutex::default() }) }
+    pub(crate) fn new(
+        name: TableName,
+        log: LogStoreRef,
+        clock: Arc<dyn Clock>,
+        ids: Arc<dyn Ids>,
+        checkpoints: Checkpoints,
+    ) -> Self {
+        Self { inner: Arc::new(TableInner { name, log, clock, ids, known: Mutex::default(), checkpoints }) }
     }
 
     /// The table's name.
@@ -73,16 +87,21 @@ impl Table {
     /// `NotFound` if there is no such table.
     pub async fn head(&self) -> Result<Arc<TableVersion>> {
         let mut known = self.inner.known.lock().await;
-        self.inner.advance(&mut known).await?;
+        self.inner.advance(&mut known, None).await?;
         Ok(known.newest())
+    }
+
+    /// The number of the newest version, for those who do not need its list of files.
+    pub(crate) async fn newest_version(&self) -> Result<u64> {
+        let mut known = self.inner.known.lock().await;
+        Ok(self.inner.advance(&mut known, None).await?.version())
     }
 
     /// The newest version, and all that its log says of its columns.
     pub(crate) async fn head_and_metadata(&self) -> Result<(Arc<TableVersion>, Metadata)> {
         let mut known = self.inner.known.lock().await;
-        self.inner.advance(&mut known).await?;
-        let head = known.head.as_ref().expect("a head was just loaded");
-        Ok((known.newest(), head.metadata().clone()))
+        let metadata = self.inner.advance(&mut known, None).await?.metadata().clone();
+        Ok((known.newest(), metadata))
     }
 
     /// Whether the table is there, be it one that can be read or not.
@@ -96,15 +115,17 @@ impl Table {
     /// The table as it was at `version`.
     pub async fn at(&self, version: u64) -> Result<Arc<TableVersion>> {
         let mut known = self.inner.known.lock().await;
-        if known.head.as_ref().is_none_or(|head| head.version() < version) {
-            self.inner.advance(&mut known).await?;
+        if let Some(found) = known.find(version) {
+            return Ok(found);
         }
-        if let Some(found) = known.recent.iter().find(|recent| recent.version == version) {
-            return Ok(found.clone());
+        if self.inner.advance(&mut known, Some(version)).await?.version() == version {
+            return Ok(known.newest());
         }
         drop(known);
         let head = Head::load(&self.inner.name, self.inner.log.as_ref(), Some(version)).await?;
-        Ok(Arc::new(head.pin()))
+        let found = Arc::new(head.pin());
+        self.inner.known.lock().await.remember(found.clone());
+        Ok(found)
     }
 
     /// Makes the table if it is missing; otherwise makes sure that it has the columns of `spec`.
@@ -144,8 +165,7 @@ impl Table {
     /// Whatever keeps the ledger from being read is an error: it is never taken for an empty ledger.
     pub async fn ledger(&self, app_ids: &[String]) -> Result<Ledger> {
         let mut known = self.inner.known.lock().await;
-        self.inner.advance(&mut known).await?;
-        let head = known.head.as_mut().expect("a head was just loaded");
+        let head = self.inner.advance(&mut known, None).await?;
         let unknown: Vec<String> =
             app_ids.iter().filter(|app_id| head.transaction(app_id).is_none()).cloned().collect();
         if !unknown.is_empty() {
@@ -157,29 +177,29 @@ impl Table {
 
     /// The commits from `from` to `upto`, both included, oldest first.
     pub async fn commits(&self, from: u64, upto: u64) -> Result<Vec<CommitEntry>> {
-        let mut entries = Vec::new();
-        for version in from..=upto {
-            let entry = self.inner.read_entry(version).await?.ok_or_else(|| {
+        let mut found = Vec::new();
+        let mut entries = self.inner.entries(from..=upto);
+        while let Some(entry) = entries.try_next().await? {
+            let Some(entry) = entry else {
+                let version = from + found.len() as u64;
                 let message = format!("log entry {version} of {} is gone: it was cleaned up or lost", self.name());
-                Error::new(ErrorKind::NotFound, message)
-            })?;
-            entries.push(entry);
+                return Err(Error::new(ErrorKind::NotFound, message));
+            };
+            found.push(entry);
         }
-        Ok(entries)
+        Ok(found)
     }
 
     /// The newest `limit` commits, newest first.
     pub async fn history(&self, limit: usize) -> Result<Vec<CommitEntry>> {
-        let newest = self.head().await?.version;
+        let newest = self.newest_version().await?;
         let oldest = (newest + 1).saturating_sub(limit as u64);
-        let mut entries = Vec::new();
-        for version in (oldest..=newest).rev() {
-            match self.inner.read_entry(version).await? {
-                Some(entry) => entries.push(entry),
-                None => break,
-            }
+        let mut found = Vec::new();
+        let mut entries = self.inner.entries((oldest..=newest).rev());
+        while let Some(Some(entry)) = entries.try_next().await? {
+            found.push(entry);
         }
-        Ok(entries)
+        Ok(found)
     }
 
     /// The store with this table's folder as its root.
@@ -205,6 +225,18 @@ impl TableInner {
         versions: impl Iterator<Item = u64> + Send,
     ) -> impl Stream<Item = Result<Option<CommitEntry>>> + Send {
         futures::stream::iter(versions.map(|version| self.read_entry(version))).buffered(ENTRIES_AT_ONCE)
+    }
+
+    /// The entries from `version` back to the first, without those that a restore has undone since.
+    pub(crate) fn lineage(&self, version: u64) -> impl Stream<Item = Result<CommitEntry>> + Send {
+        let from = move |version: u64| self.entries((0..=version).rev()).boxed();
+        futures::stream::try_unfold(Some(from(version)), move |entries| async move {
+            let Some(mut entries) = entries else { return Ok(None) };
+            // One that is gone was cleaned up, and so were those before it.
+            let Some(Some(entry)) = entries.try_next().await? else { return Ok(None) };
+            let next = entry.restored().map_or(entries, from);
+            Ok(Some((entry, Some(next))))
+        })
     }
 
     /// Reads ledger entries as of `version`: from the log's newest entries back to the last checkpoint of ours, all of them
@@ -239,37 +271,59 @@ impl TableInner {
         Ok(found)
     }
 
-    /// Brings `known` to the newest version.
-    async fn advance(&self, known: &mut Known) -> Result<()> {
-        if known.head.is_none() {
-            known.head = Some(Head::load(&self.name, self.log.as_ref(), None).await?);
+    /// Brings `known` to the newest version, or up to `upto` if that is newer than what is known.
+    async fn advance<'a>(&self, known: &'a mut Known, upto: Option<u64>) -> Result<&'a mut Head> {
+        let head = match &mut known.head {
+            Some(head) => head,
+            none => none.insert(Head::load(&self.name, self.log.as_ref(), None).await?),
+        };
+        if upto.is_none_or(|upto| head.version() < upto) {
+            self.move_on(head, upto.unwrap_or(u64::MAX)).await?;
         }
-        let head = known.head.as_mut().expect("a head was just loaded");
-        while let Some(entry) = self.read_entry(head.version() + 1).await? {
-            if let Err(error) = head.advance(entry) {
-                // Half-moved state must not be read: the next caller loads anew and meets the same error, or not.
-                known.head = None;
-                return Err(error);
+        Ok(head)
+    }
+
+    /// Most often there is one entry or none, and a request for each is the least; who was away for long reads many at once,
+    /// and who was away for very long begins again at a checkpoint.
+    async fn move_on(&self, head: &mut Head, upto: u64) -> Result<()> {
+        let known = head.version();
+        while head.version() < upto.min(known + ENTRIES_ONE_BY_ONE_MAX) {
+            match self.read_entry(head.version() + 1).await? {
+                Some(entry) => head.advance(entry)?,
+                None => return Ok(()),
             }
         }
-        known.remember_newest();
+        let far = known + ENTRIES_MISSED_MAX;
+        if far < upto && self.read_entry(far).await?.is_some() {
+            *head = Head::load(&self.name, self.log.as_ref(), (upto < u64::MAX).then_some(upto)).await?;
+        }
+        let mut entries = pin!(self.entries(head.version() + 1..=upto));
+        while let Some(Some(entry)) = entries.try_next().await? {
+            head.advance(entry)?;
+        }
         Ok(())
     }
 }
 
 impl Known {
-    fn remember_newest(&mut self) {
-        let head = self.head.as_ref().expect("called with a head");
-        if self.recent.back().is_some_and(|recent| recent.version == head.version()) {
-            return;
-        }
-        self.recent.push_back(Arc::new(head.pin()));
+    fn find(&self, version: u64) -> Option<Arc<TableVersion>> {
+        self.recent.iter().find(|recent| recent.version == version).cloned()
+    }
+
+    fn remember(&mut self, version: Arc<TableVersion>) {
+        self.recent.push_back(version);
         if self.recent.len() > RECENT_VERSIONS_MAX {
             self.recent.pop_front();
         }
     }
 
-    fn newest(&self) -> Arc<TableVersion> {
-        self.recent.back().expect("the newest version was just remembered").clone()
+    fn newest(&mut self) -> Arc<TableVersion> {
+        let head = self.head.as_ref().expect("called with a head");
+        if let Some(found) = self.find(head.version()) {
+            return found;
+        }
+        let newest = Arc::new(head.pin());
+        self.remember(newest.clone());
+        newest
     }
 }

@@ -4,6 +4,7 @@
 //! that commit is void if the table has moved since: rows that came in between would be judged by nobody.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 
 use arrow::array::AsArray as _;
@@ -126,8 +127,8 @@ impl Table {
     /// `BadConfig` if it begins before the offset from which the partition's end was lost: the rows below that are of the
     /// incarnation before, and would be doubled.
     pub async fn recorded_range(&self, version: u64, topic: &str, tail: &Tail) -> Result<Option<ConsumedRange>> {
-        let mut entries = self.inner.entries((0..=version).rev());
-        while let Some(Some(entry)) = entries.try_next().await? {
+        let mut entries = pin!(self.inner.lineage(version));
+        while let Some(entry) = entries.try_next().await? {
             let Some(info) = entry.ingest_info()?.filter(|info| info.topic == topic) else { continue };
             let kept = info.rewinds.into_iter().filter_map(|rewind| rewind.kept);
             let ours = |range: &ConsumedRange| {

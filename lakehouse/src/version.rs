@@ -115,16 +115,16 @@ impl Head {
         &self.metadata
     }
 
-    /// Moves on by the entry right after this version.
+    /// Moves on by the entry right after this version. After an error it is what it was.
     pub(crate) fn advance(&mut self, entry: CommitEntry) -> Result<()> {
         debug_assert_eq!(entry.version, self.version + 1);
-        if let Some(metadata) = entry.metadata {
-            self.schema = schema::arrow_schema(&self.name, &metadata)?;
-            self.notes = Arc::new(evolve::notes(&self.name, &metadata)?);
-            self.metadata = metadata;
-        }
         if let Some(protocol) = &entry.protocol {
-            schema::check_readable(&self.name, protocol, &self.metadata)?;
+            schema::check_readable(&self.name, protocol, entry.metadata.as_ref().unwrap_or(&self.metadata))?;
+        }
+        if let Some(metadata) = entry.metadata {
+            let schema = schema::arrow_schema(&self.name, &metadata)?;
+            self.notes = Arc::new(evolve::notes(&self.name, &metadata)?);
+            (self.schema, self.metadata) = (schema, metadata);
         }
         for remove in entry.removes {
             self.files.remove(&remove.path);

@@ -13,7 +13,7 @@ mod publish;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use lakehouse::{Commit, Lake, Operation, Outcome, TableName};
+use lakehouse::{Commit, Compaction, Lake, Operation, Outcome, TableName};
 use serde_json::{Map, json};
 use tokio_util::sync::CancellationToken;
 
@@ -297,7 +297,7 @@ impl Pass<'_> {
     async fn compact(&self) {
         for name in self.committed.keys() {
             let table = self.plan.lake.table(name);
-            if let Err(error) = self.plan.lake.compact(&table, None).await {
+            if let Err(error) = self.plan.lake.compact(&table, None, Compaction::AsTheyPileUp).await {
                 tracing::warn!(table = %name, %error, "small files were not put together");
             }
         }

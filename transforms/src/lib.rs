@@ -138,7 +138,9 @@ async fn run_to(lake: &Lake, project: &Project, options: &Options, goal: Goal) -
     let project = Compiled::new(project, &options.variables)?;
     let selected = select::select(&project, &options.select)?;
     let plan = Plan { lake, project: &project, selected: &selected, mode: options.refresh, goal };
-    match plan.run(&CancellationToken::new()).await? {
+    let ended = plan.run(&CancellationToken::new()).await;
+    lake.settle().await;
+    match ended? {
         Ended::Done(report) => Ok(report),
         Ended::Cancelled => unreachable!("nobody else has this token"),
     }

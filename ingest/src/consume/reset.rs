@@ -116,7 +116,7 @@ impl fmt::Display for ResetReport {
 }
 
 /// What others see a writer of `table` by.
-pub(super) fn writers_of(table: &TableName) -> String {
+pub fn writers_of(table: &TableName) -> String {
     format!("ingest/{table}")
 }
 

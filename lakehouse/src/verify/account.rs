@@ -75,8 +75,7 @@ impl Account {
         let Some(info) = commit.ingest_info()? else { return Ok(()) };
         self.letters.insert(info.dead_letters.clone());
         if let Some(what) = wrong_row_count(commit, &info) {
-            let partition = info.ranges.first().map_or(0, |range| range.partition);
-            self.faults.push(Fault { table: table.clone(), partition, what });
+            self.faults.push(Fault::of_table(table, what));
         }
         if let Some(replay) = info.replay {
             self.replays.entry(replay.id).or_insert(Recorded::Rows(0)).add(replay.rows);
@@ -87,7 +86,7 @@ impl Account {
         let mut take = |partition: i32, change: &dyn Fn(&mut History) -> Option<String>| {
             let history = self.partitions.entry((info.topic.clone(), partition)).or_default();
             if let Some(what) = change(history) {
-                self.faults.push(Fault { table: table.clone(), partition, what });
+                self.faults.push(Fault::of_partition(table, partition, what));
             }
         };
         for rewind in &info.rewinds {
@@ -127,7 +126,7 @@ impl Account {
     pub(super) fn settle(&self, table: &TableName, faults: &mut Vec<Fault>) -> Vec<PartitionReport> {
         let mut reports = Vec::new();
         for ((topic, partition), history) in &self.partitions {
-            let mut fault = |what| faults.push(Fault { table: table.clone(), partition: *partition, what });
+            let mut fault = |what| faults.push(Fault::of_partition(table, *partition, what));
             let entry = |app_id: String| self.ledger.get(&app_id).copied();
             let ledger = entry(ingest_app_id(topic, *partition));
             if ledger != history.next {

@@ -37,7 +37,7 @@ pub(super) async fn count_rows(
             strays += 1;
             if strays <= EXAMPLES_MAX {
                 let what = format!("a row with offset {} is in no range that a commit recorded", place.offset);
-                faults.push(Fault { table: head.name.clone(), partition: place.partition, what });
+                faults.push(Fault::of_partition(&head.name, place.partition, what));
             }
         }
     })
@@ -116,7 +116,7 @@ pub(super) async fn find_doubles(context: &SessionContext, head: &TableVersion, 
         let counts = batch.column(2).as_primitive::<Int64Type>();
         for row in 0..batch.num_rows() {
             let what = format!("offset {} is there {} times", offsets.value(row), counts.value(row));
-            faults.push(Fault { table: head.name.clone(), partition: partitions.value(row), what });
+            faults.push(Fault::of_partition(&head.name, partitions.value(row), what));
         }
     }
     Ok(())

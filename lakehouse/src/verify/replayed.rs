@@ -45,11 +45,11 @@ pub(super) async fn check(
             Recorded::RowsAtMost(wanted) => (rows <= wanted, wanted),
         };
         if !fits {
-            faults.push(audit.fault(0, format!("replay {id} should have brought {wanted} rows, but {rows} are there")));
+            faults.push(audit.fault(format!("replay {id} should have brought {wanted} rows, but {rows} are there")));
         }
     }
     for (id, rows) in found {
-        faults.push(audit.fault(0, format!("{rows} rows are of replay {id}, which no commit recorded")));
+        faults.push(audit.fault(format!("{rows} rows are of replay {id}, which no commit recorded")));
     }
     if head.has_column(REPLAY_COLUMN) {
         faults.extend(audit.rows_without_letter(letters, expired).await?);
@@ -80,8 +80,8 @@ struct Audit<'a> {
 }
 
 impl Audit<'_> {
-    fn fault(&self, partition: i32, what: String) -> Fault {
-        Fault { table: self.head.name.clone(), partition, what }
+    fn fault(&self, what: String) -> Fault {
+        Fault::of_table(&self.head.name, what)
     }
 
     async fn query(&self, sql: &str) -> Result<Vec<RecordBatch>> {
@@ -152,7 +152,7 @@ impl Audit<'_> {
                 let (offset, index) = (offsets.value(row), number(2).value(row));
                 let id = ids.as_string::<i32>().value(row);
                 let what = format!("a row at offset {offset} index {index} is of replay {id}, but no letter was there");
-                faults.push(self.fault(number(0).value(row), what));
+                faults.push(Fault::of_partition(&self.head.name, number(0).value(row), what));
             }
         }
         Ok(faults)

@@ -210,6 +210,7 @@ async fn a_checkpoint_that_cannot_be_read_for_the_moment_is_no_damage() {
             Outcome::Committed(version as u64 + 1)
         );
     }
+    lake.settle().await;
     let mut lost = 0;
     loop {
         store.lost_read.store(lost + 1, Ordering::SeqCst);

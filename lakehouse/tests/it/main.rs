@@ -1,8 +1,12 @@
 //! Tests of the lake as its users see it, in memory, on disk and in a bucket.
 
+mod care;
 mod cleaning;
+mod counting;
+mod damage;
 mod evolve;
 mod faulty;
+mod flat;
 mod publication;
 mod replayed;
 mod scan;

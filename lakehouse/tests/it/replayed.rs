@@ -119,7 +119,7 @@ async fn replays_that_are_what_they_say_are_whole() {
     let report = test.lake.verify().await.expect("audited");
     expect_test::expect![[r#"
         bronze.events partition 0 of t: offsets 0..10 = 5 rows + 0 dead letters + 0 holes + 5 expired letters, in 1 commits
-        ok: no gap, no overlap, no double, ledger and rows agree"#]]
+        ok: no gap, no overlap, no double, ledger and rows agree; all 4 files are whole"#]]
     .assert_eq(&report.to_string());
 }
 

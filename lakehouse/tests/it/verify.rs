@@ -104,7 +104,7 @@ async fn a_whole_lake_has_no_faults() {
     assert!(report.is_whole(), "{report}");
     expect_test::expect![[r#"
         bronze.events partition 0 of t: offsets 0..6 = 5 rows + 0 dead letters + 1 holes, in 2 commits
-        ok: no gap, no overlap, no double, ledger and rows agree"#]]
+        ok: no gap, no overlap, no double, ledger and rows agree; all 2 files are whole"#]]
     .assert_eq(&report.to_string());
     let progress = test.lake.ingest_progress().await.expect("read");
     assert_eq!((progress.len(), progress[0].next_offset, progress[0].lag), (1, 6, 0));
@@ -142,7 +142,7 @@ async fn what_was_given_up_on_purpose_is_told_and_is_no_fault() {
     let report = test.lake.verify().await.expect("audited");
     expect_test::expect![[r#"
         bronze.events partition 0 of t: offsets 0..9 = 5 rows + 0 dead letters + 0 holes + 4 given up, in 2 commits
-        ok: no gap, no overlap, no double, ledger and rows agree"#]]
+        ok: no gap, no overlap, no double, ledger and rows agree; all 2 files are whole"#]]
     .assert_eq(&report.to_string());
     // One that gives up what was read, or what is still to come, is none.
     let wrong = Skip { partition: 0, from: 20, to: 30, next: 30, incarnation: 0, reason: SkipReason::Reset };
@@ -165,7 +165,7 @@ async fn a_ledger_that_was_set_back_took_its_rows_along() {
     ingest(&test.lake, 2, 8, 6, &[2, 3, 4, 5, 6, 7]).await;
     expect_test::expect![[r#"
         bronze.events partition 0 of t: offsets 0..8 = 8 rows + 0 dead letters + 0 holes, in 3 commits
-        ok: no gap, no overlap, no double, ledger and rows agree"#]]
+        ok: no gap, no overlap, no double, ledger and rows agree; all 2 files are whole"#]]
     .assert_eq(&test.lake.verify().await.expect("audited").to_string());
     // Nobody knows any more what is left of a range that was cut and not counted again.
     rewind(&test.lake, 8, 5, None).await;
@@ -174,6 +174,41 @@ async fn a_ledger_that_was_set_back_took_its_rows_along() {
         offsets 2..8 of version 4 should hold 6 rows, but 3 are there
     "#]]
     .assert_eq(&faults(&test.lake).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_put_back_accounts_for_what_it_is() {
+    let test = in_memory().await;
+    ingest(&test.lake, 0, 3, 3, &[0, 1, 2]).await;
+    ingest(&test.lake, 3, 6, 3, &[3, 4, 5]).await;
+    // Another partition, which was not read before.
+    let of_another = ConsumedRange { partition: 1, ..range(10, 12, 0) };
+    let mut later = Commit::new(Operation::Write);
+    later.transactions.insert(ingest_app_id("t", 1), 12);
+    later.record_ingest(&IngestInfo { ranges: vec![of_another], ..info() }).expect("plain data");
+    let (table, head) = table(&test.lake).await;
+    table.append(head.version, later).await.expect("committed");
+    assert_eq!(faults(&test.lake).await, "");
+
+    let plan = table.plan_restore(1).await.expect("planned");
+    table.restore(plan).await.expect("restored");
+    let report = test.lake.verify().await.expect("audited");
+    assert!(report.is_whole(), "{report}");
+    assert_eq!((report.partitions.len(), report.partitions[0].to, report.partitions[0].rows), (1, 3, 3));
+    let ledger = table.ledger(&[ingest_app_id("t", 0), ingest_app_id("t", 1)]).await.expect("read");
+    assert_eq!(ledger.entries.into_values().collect::<Vec<_>>(), [3, 10], "each is read from where it was then");
+    let progress = test.lake.ingest_progress().await.expect("read");
+    assert_eq!((progress.len(), progress[0].next_offset), (1, 3));
+    ingest(&test.lake, 3, 5, 2, &[3, 4]).await;
+    let report = test.lake.verify().await.expect("audited");
+    assert!(report.is_whole(), "{report}");
+    assert_eq!((report.partitions[0].to, report.partitions[0].rows), (5, 5));
+
+    let plan = table.plan_restore(3).await.expect("planned");
+    table.restore(plan).await.expect("restored");
+    let report = test.lake.verify().await.expect("audited");
+    assert!(report.is_whole(), "{report}");
+    assert_eq!(report.partitions.iter().map(|one| one.to).collect::<Vec<_>>(), [6, 12]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -98,14 +98,9 @@ impl Oracle {
     /// The lake's own audit, which holds at any moment.
     pub(crate) async fn audit(&self) -> Vec<Failure> {
         match self.lake().await.verify().await {
-            Ok(report) => report
-                .faults
-                .iter()
-                .map(|fault| {
-                    let what = format!("{} partition {}: {}", fault.table, fault.partition, fault.what);
-                    Failure::new(FailureKind::Audit, what)
-                })
-                .collect(),
+            Ok(report) => {
+                report.faults.iter().map(|fault| Failure::new(FailureKind::Audit, fault.to_string())).collect()
+            }
             Err(error) => vec![Failure::new(FailureKind::Audit, format!("the audit failed: {error}"))],
         }
     }
