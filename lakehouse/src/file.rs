@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use deltalake_core::kernel::{Add, LogicalFileView, Remove};
+use object_store::path::Path;
 
 /// One Parquet file of a table, as the log describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +72,11 @@ impl DataFile {
             ..Remove::default()
         }
     }
+}
+
+/// Where a file lies whose path the log has, from the table's folder on.
+pub(crate) fn location(path: &str) -> Path {
+    Path::from_iter(path.split('/'))
 }
 
 /// Whether a commit changes what a table says, or only how it is stored (a compaction).

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::commit::Outcome;
 use crate::error::{Error, ErrorKind, Result};
-use crate::file::{DataFile, StagedFile};
+use crate::file::{DataFile, StagedFile, location};
 use crate::log::{Commit, NewColumns, Operation, RESTORED_KEY};
 use crate::name::TableName;
 use crate::progress::ingest_app_id;
@@ -117,7 +117,7 @@ impl Table {
     async fn check_there(&self, files: &[Arc<DataFile>], version: u64) -> Result<()> {
         let store = self.store();
         let looked = files.iter().map(|file| {
-            let (store, path) = (store.clone(), Path::from_iter(file.path.split('/')));
+            let (store, path) = (store.clone(), location(&file.path));
             async move {
                 match store.head(&path).await {
                     Ok(_) => Ok(None),

@@ -11,7 +11,7 @@ use object_store::{ObjectStoreExt as _, PutPayload};
 
 use crate::encode::{EncodedFile, Encoder};
 use crate::error::{Error, Result};
-use crate::file::StagedFile;
+use crate::file::{self, StagedFile};
 use crate::storage;
 use crate::table::Table;
 use crate::version::TableVersion;
@@ -63,8 +63,12 @@ impl Table {
 
     /// Deletes a data file, if it is there.
     pub(crate) async fn delete_file(&self, path: &str) -> Result<()> {
-        let location = Path::from_iter(path.split('/'));
-        let deleted = storage::delete(self.store().as_ref(), &location).await;
+        self.delete_at(&file::location(path)).await
+    }
+
+    /// Deletes what lies there in the table's folder, if it is there.
+    pub(crate) async fn delete_at(&self, path: &Path) -> Result<()> {
+        let deleted = storage::delete(self.store().as_ref(), path).await;
         deleted.map_err(|source| Error::store(format!("cannot delete {path} of {}", self.name()), source))
     }
 

@@ -12,9 +12,9 @@ use serde::Serialize;
 
 use crate::cleaning::{CleanReport, Position, pins};
 use crate::error::{Error, Result};
+use crate::file::location;
 use crate::lake::Lake;
 use crate::name::TableName;
-use crate::storage;
 use crate::table::Table;
 
 /// A file that no commit names may belong to a build that runs.
@@ -53,7 +53,7 @@ impl Lake {
             files: Vec::new(),
         };
         let due: BTreeSet<Path> = log.take_due(&pinned, now).iter().map(|gone| location(&gone.path)).collect();
-        let kept: BTreeSet<Path> = log.superseded().map(location).collect();
+        let kept: BTreeSet<Path> = log.superseded().map(|path| location(path)).collect();
         let oldest = self.store_time(table).await? - STAGED_GRACE;
         for (path, object) in &listed {
             if kept.contains(path) {
@@ -72,8 +72,7 @@ impl Lake {
     /// Does it.
     pub async fn vacuum(&self, table: &Table, plan: VacuumPlan) -> Result<()> {
         for path in &plan.files {
-            let deleted = storage::delete(table.store().as_ref(), path).await;
-            deleted.map_err(|source| Error::store(format!("cannot delete {path} of {}", table.name()), source))?;
+            table.delete_at(path).await?;
         }
         Ok(())
     }
@@ -105,7 +104,7 @@ async fn read_log(table: &Table) -> Result<(Position, Option<BTreeSet<Path>>)> {
     Ok((position, named))
 }
 
-/// The data files in the table's folder. What begins with a line or a dot is not ours to judge.
+/// The data files in the table's folder. Those of the log are none, nor are those of a change feed.
 async fn listed(table: &Table) -> Result<BTreeMap<Path, ObjectMeta>> {
     let failed = |source| Error::store(format!("cannot list the files of {}", table.name()), source);
     let store = table.store();
@@ -116,8 +115,4 @@ async fn listed(table: &Table) -> Result<BTreeMap<Path, ObjectMeta>> {
         is_file && folder.is_some_and(|part| part.as_ref() != "_delta_log" && part.as_ref() != "_change_data")
     };
     Ok(found.into_iter().filter(is_data).map(|object| (object.location.clone(), object)).collect())
-}
-
-fn location(path: impl AsRef<str>) -> Path {
-    Path::from_iter(path.as_ref().split('/'))
 }

@@ -52,7 +52,7 @@ impl Consent {
             Self::Asked => {
                 let message =
                     "there is nobody to ask: say --yes to do it, or --dry-run to be told only what it would do";
-                Err(Fault::usage(message.to_owned()).into())
+                Err(Fault::usage(message).into())
             }
         }
     }

@@ -6,12 +6,11 @@ use arrow::datatypes::{Field, Schema, SchemaRef};
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::ObjectStoreExt as _;
-use object_store::path::Path;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::Value;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::file::DataFile;
+use crate::file::{DataFile, location};
 use crate::stats;
 use crate::table::Table;
 use crate::version::TableVersion;
@@ -33,7 +32,7 @@ pub(super) async fn faults(table: &Table, columns: &TableVersion, files: Vec<Arc
 }
 
 async fn faults_of(table: &Table, schema: &SchemaRef, file: &Arc<DataFile>) -> Result<Vec<String>> {
-    let path = Path::from_iter(file.path.split('/'));
+    let path = location(&file.path);
     let bytes = match table.store().get(&path).await {
         Ok(found) => found.bytes().await,
         Err(object_store::Error::NotFound { .. }) => return Ok(vec!["is gone".to_owned()]),

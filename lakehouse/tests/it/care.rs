@@ -6,28 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta};
-use lakehouse::{
-    CleanReport, Commit, Compaction, ErrorKind, Lake, ManualClock, Operation, Outcome, StageOptions, StorageOptions,
-    Table,
-};
+use lakehouse::{CleanReport, Compaction, ErrorKind, Lake, ManualClock, Outcome, StageOptions, StorageOptions, Table};
 use url::Url;
 
-use crate::support::{commit_of, ids, in_memory, lakes, name, rows, spec};
+use crate::support::{commit_of, ids, in_memory, lakes, name, replace_all, rows, spec};
 
 /// Adds a row in a file of its own, as one that ingest has read up to.
 async fn add(table: &Table, id: i64) {
     let version = table.ensure(&spec()).await.expect("made").version;
     let commit = commit_of(table, [id], "a", id + 1).await;
     assert_eq!(table.append(version, commit).await.expect("committed"), Outcome::Committed(version + 1));
-}
-
-/// Puts rows with these ids in the place of all that is there.
-async fn replace(table: &Table, ids: std::ops::Range<i64>) {
-    let head = table.ensure(&spec()).await.expect("made");
-    let mut commit = Commit::new(Operation::Overwrite);
-    commit.adds = table.stage_batches(&head, vec![rows(ids)], &StageOptions::default()).await.expect("staged");
-    commit.removes = head.files.to_vec();
-    assert!(table.replace(head.version, commit).await.expect("committed").committed().is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,8 +105,8 @@ fn data_files(folder: &Path) -> Vec<PathBuf> {
 async fn only_what_nobody_needs_is_deleted() {
     let (folder, clock, lake) = on_disk().await;
     let table = lake.table(&name());
-    replace(&table, 0..1).await;
-    replace(&table, 0..3).await;
+    replace_all(&table, 0..1).await;
+    replace_all(&table, 0..3).await;
     let head = table.head().await.expect("there");
     // Two files of a build that was broken off: one was long ago, the other may still run.
     let folder = folder.path().join("lake/bronze/things");

@@ -4,24 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta};
-use lakehouse::{
-    Cleaner, Commit, DEFAULT_GROUP, Lake, ManualClock, Operation, Outcome, PinnedTable, StageOptions, StorageOptions,
-    TableName,
-};
+use lakehouse::{Cleaner, DEFAULT_GROUP, Lake, ManualClock, StorageOptions, TableName};
 use url::Url;
 
-use crate::support::{numbers, rows, spec};
+use crate::support::{numbers, replace_all};
 
 /// Puts rows with these ids in the place of all that is there, and publishes.
 async fn rebuild(lake: &Lake, ids: std::ops::Range<i64>) -> u64 {
     let table = lake.table(&TableName::new("gold", "one"));
-    let head = table.ensure(&spec()).await.expect("made");
-    let mut commit = Commit::new(Operation::Overwrite);
-    commit.adds = table.stage_batches(&head, vec![rows(ids)], &StageOptions::default()).await.expect("staged");
-    commit.removes = head.files.to_vec();
-    let outcome = table.replace(head.version, commit).await.expect("committed");
-    let Outcome::Committed(version) = outcome else { panic!("{outcome:?}") };
-    let pin = PinnedTable { table_id: head.table_id.clone(), version };
+    let pin = replace_all(&table, ids).await;
+    let version = pin.version;
     lake.publish(DEFAULT_GROUP, BTreeMap::from([(table.name().clone(), pin)])).await.expect("published");
     version
 }

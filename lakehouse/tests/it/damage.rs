@@ -4,15 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::TryStreamExt as _;
-use lakehouse::{
-    Commit, DEFAULT_GROUP, Lake, Operation, Outcome, PinnedTable, StageOptions, SystemClock, TableName, TableVersion,
-};
+use lakehouse::{DEFAULT_GROUP, Lake, PinnedTable, SystemClock, TableName, TableVersion};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore as _, ObjectStoreExt as _, PutPayload};
 use url::Url;
 
-use crate::support::{rows, spec};
+use crate::support::{commit_of, replace_all};
 
 /// A lake with one table of gold, which was rewritten some times and published each time.
 struct Damaged {
@@ -33,22 +31,15 @@ impl Damaged {
     }
 
     async fn rebuild(&self, ids: std::ops::Range<i64>) {
-        let table = self.lake.table(&name());
-        let head = table.ensure(&spec()).await.expect("made");
-        let mut commit = Commit::new(Operation::Overwrite);
-        commit.adds = table.stage_batches(&head, vec![rows(ids)], &StageOptions::default()).await.expect("staged");
-        commit.removes = head.files.to_vec();
-        let outcome = table.replace(head.version, commit).await.expect("committed");
-        let Outcome::Committed(version) = outcome else { panic!("{outcome:?}") };
-        self.publish(&head.table_id, version).await;
+        let PinnedTable { table_id, version } = replace_all(&self.lake.table(&name()), ids).await;
+        self.publish(&table_id, version).await;
     }
 
     async fn append(&self, id: i64) {
         let table = self.lake.table(&name());
-        let head = table.head().await.expect("there");
-        let mut commit = Commit::new(Operation::Write);
-        commit.adds = table.stage_batches(&head, vec![rows([id])], &StageOptions::default()).await.expect("staged");
-        assert!(table.append(head.version, commit).await.expect("committed").committed().is_some());
+        let version = table.head().await.expect("there").version;
+        let commit = commit_of(&table, [id], "a", id).await;
+        assert!(table.append(version, commit).await.expect("committed").committed().is_some());
     }
 
     async fn publish(&self, table_id: &str, version: u64) {

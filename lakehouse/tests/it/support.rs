@@ -6,7 +6,8 @@ use arrow::array::{Int64Array, RecordBatch, StringArray, TimestampMicrosecondArr
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::prelude::SessionContext;
 use lakehouse::{
-    Commit, Lake, Operation, StageOptions, StorageOptions, SystemClock, Table, TableName, TableSpec, timestamp_type,
+    Commit, Lake, Operation, Outcome, PinnedTable, StageOptions, StorageOptions, SystemClock, Table, TableName,
+    TableSpec, timestamp_type,
 };
 use url::Url;
 
@@ -104,6 +105,17 @@ pub(crate) async fn commit_of(table: &Table, ids: impl IntoIterator<Item = i64>,
     commit.adds = table.stage_batches(&head, vec![rows(ids)], &StageOptions::default()).await.expect("staged");
     commit.transactions.insert(app_id.to_owned(), to);
     commit
+}
+
+/// Puts rows with these ids in the place of all that is there; makes the table if it is missing.
+pub(crate) async fn replace_all(table: &Table, ids: impl IntoIterator<Item = i64>) -> PinnedTable {
+    let head = table.ensure(&spec()).await.expect("made");
+    let mut commit = Commit::new(Operation::Overwrite);
+    commit.adds = table.stage_batches(&head, vec![rows(ids)], &StageOptions::default()).await.expect("staged");
+    commit.removes = head.files.to_vec();
+    let outcome = table.replace(head.version, commit).await.expect("committed");
+    let Outcome::Committed(version) = outcome else { panic!("{outcome:?}") };
+    PinnedTable { table_id: head.table_id.clone(), version }
 }
 
 /// The ids in the newest version, in order.
