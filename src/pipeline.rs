@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use ingest::{broker, consume, kafka, simulate};
-use lakehouse::{Cleaner, Lake, SessionOptions, SystemClock};
+use lakehouse::{Cleaner, Lake, READERS_TOLD_AFTER, SessionOptions, SystemClock};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
@@ -28,8 +28,12 @@ use crate::topics::{self, Watched};
 /// What drains has this long; the process ends within five seconds of a signal.
 const DRAIN_MAX: Duration = Duration::from_secs(4);
 
-/// Between two rounds of cleaning.
+/// Ingest is in this process, and its commits are seen at once; those of another process after this time at the latest.
+const FOREIGN_COMMITS_POLL: Duration = Duration::from_secs(30);
+/// Between two rounds of cleaning, while there is something to clean.
 const CLEANING_INTERVAL: Duration = Duration::from_secs(60);
+/// The same while nothing moves.
+const IDLE_CLEANING_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// What of `up` the command line turns on and off.
 #[derive(Debug)]
@@ -164,7 +168,15 @@ pub(crate) async fn open_lake(settings: &Settings) -> anyhow::Result<Lake> {
         memory_bytes_max: settings.query_memory_bytes,
         ..SessionOptions::default()
     })?;
+    tell_readers(lake.clone());
     Ok(lake)
+}
+
+/// Queries of this process may run for longer than superseded files stay.
+#[expect(clippy::disallowed_methods, reason = "it goes on until the process ends, and has nothing to end with")]
+fn tell_readers(lake: Lake) {
+    let holder = format!("process {}", std::process::id());
+    tokio::spawn(async move { lake.tell_readers(&holder, READERS_TOLD_AFTER).await });
 }
 
 async fn start_broker(settings: &Settings, tasks: &mut Tasks, stop: CancellationToken) -> anyhow::Result<String> {
@@ -235,7 +247,8 @@ fn start_transforms(settings: &Settings, lake: &Lake, project: Project, tasks: &
     let (lake, options) = (lake.clone(), transform_options(settings));
     tasks.spawn(named("transforms", async move {
         let (progress, _) = watch::channel(transforms::WatchProgress::default());
-        Ok(transforms::watch(&lake, &project, &options, &transforms::Cadence::default(), progress, stop).await?)
+        let cadence = transforms::Cadence { idle_poll: FOREIGN_COMMITS_POLL, ..transforms::Cadence::default() };
+        Ok(transforms::watch(&lake, &project, &options, &cadence, progress, stop).await?)
     }));
 }
 
@@ -271,20 +284,25 @@ pub(crate) fn door_options(settings: &Settings) -> flight_server::Options {
     options
 }
 
-/// Superseded files of gold go in the same process that supersedes them, until the token is cancelled.
+/// Superseded files go in the same process that supersedes them, until the token is cancelled.
 pub(crate) async fn clean(lake: &Lake, stop: CancellationToken) {
     let mut cleaner = Cleaner::new(lake.clone());
+    let mut interval = CLEANING_INTERVAL;
     loop {
+        let mut commits = lake.commits();
         let round = async {
             tokio::time::sleep(CLEANING_INTERVAL).await;
+            // While nothing is committed here there is little to do, and a lake that is idle is left alone.
+            let _ = tokio::time::timeout(interval - CLEANING_INTERVAL, commits.changed()).await;
             cleaner.clean().await
         };
         match stop.run_until_cancelled(round).await {
             None => return,
-            Some(Ok(report)) if report.files > 0 => {
-                tracing::debug!(files = report.files, bytes = report.bytes, "cleaned")
+            Some(Ok(report)) => {
+                tracing::debug!(files = report.files, bytes = report.bytes, waiting = report.waiting, "cleaned");
+                let is_idle = report.files + report.waiting == 0;
+                interval = if is_idle { IDLE_CLEANING_INTERVAL } else { CLEANING_INTERVAL };
             }
-            Some(Ok(_)) => {}
             // What can't be deleted now is deleted later; nothing else depends on it.
             Some(Err(error)) => tracing::warn!(%error, "cleaning put off"),
         }

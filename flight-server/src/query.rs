@@ -32,7 +32,7 @@ use datafusion::common::ScalarValue;
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::LogicalPlan;
 use futures::FutureExt as _;
-use lakehouse::{Lake, Opaque, Publication};
+use lakehouse::{Lake, Opaque, Publication, Reading};
 
 pub use normalise::{normalise_batch, normalise_data_type, normalise_schema};
 pub use parameters::Parameter;
@@ -143,11 +143,18 @@ pub struct Connection {
 struct ConnectionState {
     settings: Settings,
     /// What all statements of the open transaction see.
-    transaction: Option<Arc<Snapshot>>,
+    transaction: Option<Pinned>,
     /// What `lakebeat.publication` names, once it was looked up.
-    publication: Option<Arc<Snapshot>>,
+    publication: Option<Pinned>,
     /// The session that planned the last statement: it serves the next one if neither snapshot nor settings changed.
     session: Option<PlannedWith>,
+}
+
+/// What statements to come will read. Its files stay until then.
+#[derive(Clone)]
+struct Pinned {
+    snapshot: Arc<Snapshot>,
+    _reading: Option<Arc<Reading>>,
 }
 
 struct PlannedWith {
@@ -189,12 +196,12 @@ impl Connection {
     pub async fn replace_settings(&self, settings: Settings) -> Result<()> {
         let known = {
             let state = self.lock();
-            state.publication.clone().filter(|known| Some(known.id()) == settings.publication)
+            state.publication.clone().filter(|known| Some(known.snapshot.id()) == settings.publication)
         };
         let publication = match (settings.publication, known) {
             (None, _) => None,
             (Some(_), Some(known)) => Some(known),
-            (Some(id), None) => Some(self.engine.shared.snapshots.at(id).boxed().await?),
+            (Some(id), None) => Some(self.pinned(self.engine.shared.snapshots.at(id).boxed().await?)),
         };
         let mut state = self.lock();
         state.settings = settings;
@@ -205,8 +212,13 @@ impl Connection {
     /// Pins the following statements to what is newest now (the start of a transaction) until [`Self::unpin`].
     pub async fn pin_newest(&self) -> Result<()> {
         let snapshot = self.planned_on().await?;
-        self.lock().transaction = Some(snapshot);
+        self.lock().transaction = Some(self.pinned(snapshot));
         Ok(())
+    }
+
+    fn pinned(&self, snapshot: Arc<Snapshot>) -> Pinned {
+        let reading = snapshot.publication().map(|publication| Arc::new(self.engine.lake().hold(publication)));
+        Pinned { snapshot, _reading: reading }
     }
 
     /// Ends a pin: the next statement sees the newest publication again.
@@ -227,7 +239,7 @@ impl Connection {
             state.publication.clone().or_else(|| state.transaction.clone())
         };
         match pinned {
-            Some(pinned) => Ok(pinned),
+            Some(pinned) => Ok(pinned.snapshot),
             None => self.engine.shared.snapshots.newest().boxed().await,
         }
     }

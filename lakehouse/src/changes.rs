@@ -3,7 +3,7 @@
 //! It comes from the commits, not from the two file lists: a file that was added and then compacted away in between is in
 //! neither list, yet its rows are new. Compactions, checkpoints and commits of nothing but ledger entries change nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::error::{ErrorKind, Result};
@@ -62,7 +62,21 @@ impl Table {
                 }
             }
         }
+        if let Some(reason) = self.lost(&files, upto).await? {
+            return Ok(Changes::Rewritten { reason });
+        }
         Ok(Changes::Appended { files })
+    }
+
+    /// Files that were put together with others since, and cleaned up before somebody who was away could read them.
+    async fn lost(&self, files: &[Arc<DataFile>], upto: u64) -> Result<Option<String>> {
+        if files.is_empty() {
+            return Ok(None);
+        }
+        let live: BTreeSet<String> = self.at(upto).await?.files.iter().map(|file| file.path.clone()).collect();
+        let superseded: Vec<_> = files.iter().filter(|file| !live.contains(&file.path)).cloned().collect();
+        let gone = self.first_gone(&superseded).await?;
+        Ok(gone.map(|path| format!("{path} of {} was put together with others, and is cleaned up", self.name())))
     }
 
     /// Whether all that the new metadata of `version` did was to add columns: then no row says anything else than before.

@@ -1,27 +1,28 @@
-//! Cleaning: files that a later commit superseded go as soon as no kept publication names a version that holds them, and
-//! nobody who planned a query or a refresh before can still be reading them.
+//! Cleaning: files that a later commit superseded go as soon as nothing that is kept needs them, and nobody who planned a query
+//! or a refresh before can still be reading them.
 //!
 //! Gold tables are rewritten with each refresh; without this a lake that is never idle would fill any disk. Only files are
 //! deleted of which the log says that they were live and no longer are: staged files are nobody's to judge here, and log
 //! entries stay.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::TryStreamExt as _;
 use serde::Serialize;
 
 use crate::error::Result;
+use crate::kept::KeptOf;
 use crate::lake::Lake;
 use crate::log::CommitEntry;
 use crate::name::TableName;
-use crate::publication::Publication;
 use crate::table::Table;
 
-/// A query or a refresh that was planned before a file was superseded has this long to read it.
+/// A query or a refresh that was planned before a file was superseded has this long to read it. Queries of ours tell by a lease
+/// if they need longer; other engines cannot.
 const READERS_GRACE: TimeDelta = TimeDelta::minutes(10);
-/// A compaction's old files are what its commits added: whoever refreshes from those commits, and was away for a while,
-/// reads them still.
+/// A compaction's old files are what the commits before it added. Whoever refreshes from those commits, and was away, reads them
+/// still; after this time the whole table is read instead.
 const REFRESH_GRACE: TimeDelta = TimeDelta::hours(24);
 /// A cleaner that starts looks back over so many commits of a table; what was superseded before them stays.
 const LOOK_BACK_MAX: u64 = 20_000;
@@ -33,6 +34,8 @@ pub struct CleanReport {
     pub files: u64,
     /// Their size in bytes.
     pub bytes: u64,
+    /// Superseded files that nobody needs and somebody may still be reading: they go in a while.
+    pub waiting: u64,
 }
 
 impl CleanReport {
@@ -56,20 +59,31 @@ pub struct Cleaner {
 #[derive(Debug, Default)]
 pub(crate) struct Position {
     next_version: u64,
-    /// Live files: the version that added each, and its size.
-    live: HashMap<String, (u64, u64)>,
+    live: HashMap<String, Live>,
     superseded: Vec<Superseded>,
+}
+
+/// A file that is live.
+#[derive(Debug, Clone, Copy)]
+struct Live {
+    /// The version that added it, for the first time.
+    added: u64,
+    bytes: u64,
+    /// Whether its rows came with it: then a refresh from that commit reads it, whatever became of it since.
+    is_new: bool,
 }
 
 /// A file that was live from one version to before another.
 #[derive(Debug)]
 pub(crate) struct Superseded {
     pub(crate) path: String,
-    bytes: u64,
-    added: u64,
+    file: Live,
     removed: u64,
-    /// From then on it may go, if no publication needs it.
-    due_at: DateTime<Utc>,
+    removed_at: DateTime<Utc>,
+    /// Whether its rows went to other files, and are not gone.
+    is_moved: bool,
+    /// Until then somebody may be reading it who began when it was last needed.
+    grace_ends: DateTime<Utc>,
 }
 
 impl Cleaner {
@@ -86,8 +100,8 @@ impl Cleaner {
     /// One round over its tables. What was taken out of bronze is for those to clean up who took it out.
     pub async fn clean(&mut self) -> Result<CleanReport> {
         let mut report = CleanReport::default();
-        // Publications first: one that comes later names versions that are live now or later.
-        let kept = pins(&self.lake.publications().await?);
+        // First what is needed: a publication or a reader that comes later needs versions that are live now or later.
+        let kept = self.lake.kept().await?;
         let now = self.lake.clock().now();
         for name in self.names().await? {
             let table = self.lake.table(&name);
@@ -97,15 +111,15 @@ impl Cleaner {
                 tracing::warn!(table = %name, %error, "not cleaned");
                 continue;
             }
-            let pinned = kept.get(&name).map_or(&[][..], Vec::as_slice);
-            for gone in position.take_due(pinned, now) {
+            for gone in position.take_due(&kept.of(&name), now) {
                 if let Err(error) = table.delete_file(&gone.path).await {
                     tracing::warn!(table = %name, %error, "not cleaned; the next round tries again");
                     position.superseded.push(gone);
                     continue;
                 }
-                report.count(gone.bytes);
+                report.count(gone.file.bytes);
             }
+            report.waiting += position.waiting(&kept.of(&name));
         }
         Ok(report)
     }
@@ -140,41 +154,51 @@ impl Position {
 
     pub(crate) fn take(&mut self, commit: CommitEntry) {
         for remove in commit.removes {
-            let Some((added, bytes)) = self.live.remove(&remove.path) else { continue };
+            let Some(file) = self.live.remove(&remove.path) else { continue };
             // A commit without a time is of a foreign writer: what it took out is not ours to delete.
-            let Some(at) = commit.timestamp else { continue };
-            let grace = if remove.data_change { READERS_GRACE } else { REFRESH_GRACE };
-            let due_at = at + grace;
-            self.superseded.push(Superseded { path: remove.path, bytes, added, removed: commit.version, due_at });
+            let Some(removed_at) = commit.timestamp else { continue };
+            self.superseded.push(Superseded {
+                path: remove.path,
+                file,
+                removed: commit.version,
+                removed_at,
+                is_moved: !remove.data_change,
+                grace_ends: removed_at + READERS_GRACE,
+            });
         }
         for add in commit.adds {
             // A file that is taken back in (a restore) is live again; versions of its first life may still be named.
-            let before = self.superseded.extract_if(.., |gone| gone.path == add.file.path).map(|gone| gone.added).min();
+            let before = self.superseded.extract_if(.., |gone| gone.path == add.file.path).map(|gone| gone.file);
+            let before = before.min_by_key(|file| file.added);
             // Nor is what it added.
             if commit.timestamp.is_some() || before.is_some() {
-                self.live.insert(add.file.path.clone(), (before.unwrap_or(commit.version), add.file.size));
+                let file = Live { added: commit.version, bytes: add.file.size, is_new: add.data_change };
+                self.live.insert(add.file.path.clone(), before.unwrap_or(file));
             }
         }
     }
 
-    pub(crate) fn take_due(&mut self, pinned: &[u64], now: DateTime<Utc>) -> Vec<Superseded> {
+    pub(crate) fn take_due(&mut self, kept: &KeptOf<'_>, now: DateTime<Utc>) -> Vec<Superseded> {
         let is_due = |gone: &mut Superseded| {
-            let is_pinned = pinned.iter().any(|version| (gone.added..gone.removed).contains(version));
-            if is_pinned {
-                // Whoever plans a query on that publication now may read it for as long after the publication is dropped.
-                gone.due_at = gone.due_at.max(now + READERS_GRACE);
+            if kept.is_named(gone.file.added..gone.removed) {
+                // Whoever plans a query on that version now may read it for as long after it is no longer kept.
+                gone.grace_ends = gone.grace_ends.max(now + READERS_GRACE);
             }
-            gone.due_at <= now
+            gone.grace_ends <= now && !gone.is_wanted_by_refresh(kept, now)
         };
         self.superseded.extract_if(.., is_due).collect()
     }
+
+    fn waiting(&self, kept: &KeptOf<'_>) -> u64 {
+        self.superseded.iter().filter(|gone| !kept.is_named(gone.file.added..gone.removed)).count() as u64
+    }
 }
 
-/// The versions of each table that kept publications name.
-pub(crate) fn pins(publications: &[Publication]) -> BTreeMap<TableName, Vec<u64>> {
-    let mut pins: BTreeMap<TableName, Vec<u64>> = BTreeMap::new();
-    for (name, pinned) in publications.iter().flat_map(|publication| &publication.tables) {
-        pins.entry(name.clone()).or_default().push(pinned.version);
+impl Superseded {
+    fn is_wanted_by_refresh(&self, kept: &KeptOf<'_>, now: DateTime<Utc>) -> bool {
+        self.is_moved
+            && self.file.is_new
+            && now < self.removed_at + REFRESH_GRACE
+            && kept.refreshed_upto().is_none_or(|cursor| cursor < self.file.added)
     }
-    pins
 }

@@ -77,6 +77,7 @@ impl Table {
         let (mut version, mut taken) = (read_version + 1, 0);
         while version <= read_version + COMMITS_BETWEEN_MAX {
             let Some(rival) = self.inner.claim(version, &bytes, id).await? else {
+                self.inner.commits.send_replace(());
                 self.checkpoint_if_due(version).await;
                 return Ok(Outcome::Committed(version));
             };

@@ -153,6 +153,7 @@ mod tests {
             properties: BTreeMap::new(),
             files: Arc::new([]),
             notes: Arc::default(),
+            readers: Arc::default(),
         }
     }
 

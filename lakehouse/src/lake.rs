@@ -9,6 +9,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::ObjectStore;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use url::Url;
 
@@ -19,9 +20,10 @@ use crate::format;
 use crate::ids::{Ids, RandomIds};
 use crate::name::TableName;
 use crate::publication::NewestPublications;
+use crate::readers::Readers;
 use crate::session::{self, BaseState, SessionFactory, SessionOptions, is_read_at_head};
 use crate::storage::{self, Storage, StorageOptions};
-use crate::table::Table;
+use crate::table::{Table, TableInner};
 
 /// A lake, open. Clones share what is known of its tables.
 #[derive(Debug, Clone)]
@@ -39,6 +41,10 @@ struct LakeInner {
     /// A handle for each table that was asked for, so that what is known of it is shared.
     tables: Mutex<HashMap<TableName, Table>>,
     newest: NewestPublications,
+    /// The versions that are being read in this process.
+    readers: Arc<Readers>,
+    /// Told of each commit of this process.
+    commits: watch::Sender<()>,
     /// What goes on beside the callers' own work.
     background: TaskTracker,
     /// Made at the first query, with the options given then or the defaults.
@@ -93,6 +99,8 @@ impl Lake {
             ids,
             tables: Mutex::default(),
             newest: NewestPublications::default(),
+            readers: Arc::default(),
+            commits: watch::Sender::default(),
             background: TaskTracker::new(),
             sessions: OnceLock::new(),
             heads: tokio::sync::Mutex::default(),
@@ -124,6 +132,15 @@ impl Lake {
         &self.inner.newest
     }
 
+    pub(crate) fn readers(&self) -> &Arc<Readers> {
+        &self.inner.readers
+    }
+
+    /// Changes with each commit that this process makes to any table: whoever waits for news need not ask the store for them.
+    pub fn commits(&self) -> watch::Receiver<()> {
+        self.inner.commits.subscribe()
+    }
+
     /// A handle on a table, which need not be there yet.
     pub fn table(&self, name: &TableName) -> Table {
         let mut tables = self.inner.tables.lock().expect("no holder of this lock panics");
@@ -138,8 +155,16 @@ impl Lake {
             Path::from_iter(storage.prefix.parts().chain([name.schema.as_str().into(), name.name.as_str().into()]));
         let store = Arc::new(PrefixStore::new(storage.root.clone(), folder));
         let log = default_logstore(store, storage.root.clone(), &location, &StorageConfig::default());
-        let checkpoints = Checkpoints::of(&self.inner.background);
-        Table::new(name.clone(), log, self.inner.clock.clone(), self.inner.ids.clone(), checkpoints)
+        Table::new(TableInner {
+            name: name.clone(),
+            log,
+            clock: self.inner.clock.clone(),
+            ids: self.inner.ids.clone(),
+            readers: self.inner.readers.clone(),
+            commits: self.inner.commits.clone(),
+            known: Default::default(),
+            checkpoints: Checkpoints::of(&self.inner.background),
+        })
     }
 
     /// Waits, for some seconds at most, for what is written beside the commits. To be called before a process ends.

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::lake::Lake;
+use crate::readers::Versions;
 use crate::storage::delete;
 
 /// The folder of all leases. Its name begins with a line, so it is no schema.
@@ -32,6 +33,9 @@ pub struct LeaseInfo {
     pub since: DateTime<Utc>,
     /// When it was last renewed.
     pub renewed_at: DateTime<Utc>,
+    /// The versions that the holder reads, by table.
+    #[serde(default, skip_serializing_if = "Versions::is_empty")]
+    pub(crate) reads: Versions,
 }
 
 /// A lease that is held. Dropped without [`Lease::release`] it lapses by itself.
@@ -45,12 +49,17 @@ pub struct Lease {
 impl Lake {
     /// Takes a lease on `purpose`. Others may hold one on it as well.
     pub async fn take_lease(&self, purpose: &str, holder: &str) -> Result<Lease> {
-        let now = self.clock().now();
-        let info = LeaseInfo { holder: holder.to_owned(), since: now, renewed_at: now };
-        let path = folder(purpose).join(format!("{}.json", self.ids().fresh()));
-        let mut lease = Lease { lake: self.clone(), path, info };
+        let mut lease = self.new_lease(purpose, holder);
         lease.renew().await?;
         Ok(lease)
+    }
+
+    /// One that is not written yet.
+    pub(crate) fn new_lease(&self, purpose: &str, holder: &str) -> Lease {
+        let now = self.clock().now();
+        let info = LeaseInfo { holder: holder.to_owned(), since: now, renewed_at: now, reads: Versions::new() };
+        let path = folder(purpose).join(format!("{}.json", self.ids().fresh()));
+        Lease { lake: self.clone(), path, info }
     }
 
     /// The leases on `purpose` that have not lapsed. Those that have are deleted.
@@ -112,7 +121,12 @@ impl Lease {
         }
     }
 
-    async fn renew(&mut self) -> Result<()> {
+    /// What it says from its next renewal on.
+    pub(crate) fn read(&mut self, versions: Versions) {
+        self.info.reads = versions;
+    }
+
+    pub(crate) async fn renew(&mut self) -> Result<()> {
         self.info.renewed_at = self.lake.clock().now();
         let bytes = serde_json::to_vec(&self.info)
             .map_err(|source| Error::with_source(ErrorKind::Bug, "cannot write down a lease", source))?;
@@ -121,6 +135,6 @@ impl Lease {
     }
 }
 
-fn folder(purpose: &str) -> Path {
+pub(crate) fn folder(purpose: &str) -> Path {
     Path::from_iter([FOLDER].into_iter().chain(purpose.split('/')))
 }

@@ -21,6 +21,7 @@ mod expired;
 mod file;
 mod format;
 mod ids;
+mod kept;
 mod lake;
 mod layout;
 mod lease;
@@ -31,6 +32,7 @@ mod progress;
 mod provider;
 mod pruning;
 mod publication;
+mod readers;
 mod restore;
 mod row_width;
 mod scan;
@@ -66,6 +68,7 @@ pub use progress::{
     SkipReason, cluster_app_id, fingerprint_app_id, incarnation_app_id, ingest_app_id, replay_app_id, reset_app_id,
 };
 pub use publication::{DEFAULT_GROUP, PinnedTable, Publication};
+pub use readers::{READERS_TOLD_AFTER, Reading};
 pub use restore::RestorePlan;
 pub use scan::{Filter, Scan};
 pub use schema::TableSpec;

@@ -12,7 +12,7 @@ use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::stats::Precision;
 use datafusion::common::{ColumnStatistics, DFSchema, Statistics};
 use datafusion::datasource::listing::PartitionedFile;
-use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
+use datafusion::datasource::physical_plan::parquet::{CachedParquetFileReaderFactory, ParquetFileReaderFactory};
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::datasource::table_schema::TableSchema;
@@ -22,11 +22,15 @@ use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use object_store::ObjectMeta;
 use object_store::path::Path;
+use parquet::arrow::async_reader::AsyncFileReader;
 
 use crate::file::DataFile;
+use crate::name::TableName;
 use crate::pruning;
+use crate::readers::{Readers, Reading};
 use crate::stats;
 use crate::version::TableVersion;
 
@@ -65,6 +69,9 @@ fn object(folder: &str, file: &DataFile) -> ObjectMeta {
 /// A list of files of one table.
 #[derive(Debug)]
 pub(crate) struct FilesProvider {
+    /// The version that a scan holds while it runs, and where that is noted.
+    version: (TableName, u64),
+    readers: Arc<Readers>,
     /// The table's folder, relative to the lake.
     folder: String,
     /// The columns as a query sees them.
@@ -95,7 +102,15 @@ impl FilesProvider {
             .iter()
             .map(|field| scan_schema.table_schema().index_of(field.name()).expect("the same columns in another order"))
             .collect();
-        Self { folder: table.name.folder(), schema: table.schema.clone(), scan_schema, places, files }
+        Self {
+            version: (table.name.clone(), table.version),
+            readers: table.readers.clone(),
+            folder: table.name.folder(),
+            schema: table.schema.clone(),
+            scan_schema,
+            places,
+            files,
+        }
     }
 
     fn predicate(&self, state: &dyn Session, filters: &[Expr]) -> Result<Option<Arc<dyn PhysicalExpr>>> {
@@ -170,10 +185,13 @@ impl TableProvider for FilesProvider {
             None => self.files.clone(),
         };
         let runtime = state.runtime_env();
-        let reader = CachedParquetFileReaderFactory::new(
-            runtime.object_store(store_url())?,
-            runtime.cache_manager.get_file_metadata_cache(),
-        );
+        let reader = HoldingReaderFactory {
+            files: CachedParquetFileReaderFactory::new(
+                runtime.object_store(store_url())?,
+                runtime.cache_manager.get_file_metadata_cache(),
+            ),
+            _reading: self.readers.begin(vec![self.version.clone()]),
+        };
         let mut source = ParquetSource::new(self.scan_schema.clone())
             .with_table_parquet_options(state.default_table_options().parquet)
             .with_parquet_file_reader_factory(Arc::new(reader));
@@ -196,6 +214,25 @@ impl TableProvider for FilesProvider {
             .with_limit(limit)
             .build();
         Ok(DataSourceExec::from_data_source(config))
+    }
+}
+
+/// Opens the files of a scan, and keeps them from being cleaned up for as long as the scan is there.
+#[derive(Debug)]
+struct HoldingReaderFactory {
+    files: CachedParquetFileReaderFactory,
+    _reading: Reading,
+}
+
+impl ParquetFileReaderFactory for HoldingReaderFactory {
+    fn create_reader(
+        &self,
+        partition: usize,
+        file: PartitionedFile,
+        size_hint: Option<usize>,
+        metrics: &ExecutionPlanMetricsSet,
+    ) -> Result<Box<dyn AsyncFileReader + Send>> {
+        self.files.create_reader(partition, file, size_hint, metrics)
     }
 }
 

@@ -5,11 +5,13 @@
 //! the next log entry.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::{Arc, LazyLock};
 
 use arrow::array::{Array as _, AsArray as _, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimestampMicrosecondType};
 use chrono::{DateTime, TimeDelta, Utc};
+use futures::TryStreamExt as _;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::Mutex;
@@ -29,6 +31,8 @@ use crate::version::TableVersion;
 pub const DEFAULT_GROUP: &str = "default";
 /// In a commit's entry the newest publication of each group stands under this key.
 const NEWEST_KEY: &str = "publications";
+/// Who began to read has told so before that time is over, see [`Lake::tell_readers`].
+const LATELY: TimeDelta = TimeDelta::minutes(2);
 /// So many other publications may come first before one gives up.
 const RACES_MAX: u32 = 20;
 /// So many entries are looked back for one of ours; entries between are foreign.
@@ -115,6 +119,22 @@ impl Lake {
         Ok(publications)
     }
 
+    /// All publications that are kept, or were until a moment ago.
+    pub(crate) async fn publications_of_late(&self) -> Result<Vec<Publication>> {
+        let mut publications = self.publications().await?;
+        let table = self.publications_table();
+        let before = match version_before(&table, self.clock().now() - LATELY).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(publications),
+            before => before?,
+        };
+        for publication in read_rows(self, table.at(before).await?.as_ref()).await? {
+            if !publications.iter().any(|kept| kept.id == publication.id) {
+                publications.push(publication);
+            }
+        }
+        Ok(publications)
+    }
+
     /// Publishes `tables` as the newest of `group`. What is already the newest is not published again.
     ///
     /// # Errors
@@ -177,6 +197,20 @@ fn refuse_older(last: &Publication, tables: &BTreeMap<TableName, PinnedTable>) -
         }
     }
     Ok(())
+}
+
+/// The newest version that was there at that moment, or the oldest that is known of.
+async fn version_before(table: &Table, moment: DateTime<Utc>) -> Result<u64> {
+    let newest = table.newest_version().await?;
+    let mut entries = pin!(table.inner.entries((0..=newest).rev()));
+    let mut version = newest;
+    while let Some(Some(entry)) = entries.try_next().await? {
+        version = entry.version;
+        if entry.timestamp.is_none_or(|at| at <= moment) {
+            break;
+        }
+    }
+    Ok(version)
 }
 
 async fn newest_in_log(table: &Table) -> Result<Newest> {

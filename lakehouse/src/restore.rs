@@ -8,19 +8,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::Arc;
 
-use futures::{StreamExt as _, TryStreamExt as _};
-use object_store::ObjectStoreExt as _;
-use object_store::path::Path;
+use futures::TryStreamExt as _;
 use serde_json::Value;
 
 use crate::commit::Outcome;
 use crate::error::{Error, ErrorKind, Result};
-use crate::file::{DataFile, StagedFile, location};
+use crate::file::{DataFile, StagedFile};
 use crate::log::{Commit, NewColumns, Operation, RESTORED_KEY};
 use crate::name::TableName;
 use crate::progress::ingest_app_id;
-use crate::table::{ENTRIES_AT_ONCE, Table};
-use crate::version::{Head, TableVersion};
+use crate::table::Table;
+use crate::version::TableVersion;
 
 /// What a restore would do.
 #[derive(Debug)]
@@ -56,7 +54,7 @@ impl Table {
             let message = format!("{} has no version {version}: the newest is {}", self.name(), newest.version);
             return Err(Error::new(ErrorKind::NotFound, message));
         }
-        let older = Head::load(self.name(), self.inner.log.as_ref(), Some(version)).await?;
+        let older = self.inner.load(Some(version)).await?;
         let metadata = older.metadata().clone();
         let older = older.pin();
         let comes_back = only_in(&older, &newest);
@@ -115,31 +113,13 @@ impl Table {
     }
 
     async fn check_there(&self, files: &[Arc<DataFile>], version: u64) -> Result<()> {
-        let store = self.store();
-        let looked = files.iter().map(|file| {
-            let (store, path) = (store.clone(), location(&file.path));
-            async move {
-                match store.head(&path).await {
-                    Ok(_) => Ok(None),
-                    Err(object_store::Error::NotFound { .. }) => Ok(Some(path)),
-                    Err(source) => Err(Error::store(format!("cannot look for {path}"), source)),
-                }
-            }
-        });
-        let looked: Vec<_> = looked.collect();
-        let found: Vec<Option<Path>> =
-            futures::stream::iter(looked).buffer_unordered(ENTRIES_AT_ONCE).try_collect().await?;
-        match found.into_iter().flatten().next() {
-            None => Ok(()),
-            Some(path) => {
-                let message = format!(
-                    "version {version} of {} cannot be put back: its file {path} was cleaned up; `lakebeat table history` and \
-                     `lakebeat publication ls` name others",
-                    self.name()
-                );
-                Err(Error::new(ErrorKind::NotFound, message))
-            }
-        }
+        let Some(path) = self.first_gone(files).await? else { return Ok(()) };
+        let message = format!(
+            "version {version} of {} cannot be put back: its file {path} was cleaned up; `lakebeat table history` and \
+             `lakebeat publication ls` name others",
+            self.name()
+        );
+        Err(Error::new(ErrorKind::NotFound, message))
     }
 }
 

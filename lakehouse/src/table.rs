@@ -7,15 +7,18 @@ use std::sync::Arc;
 use deltalake_core::kernel::{Metadata, MetadataExt as _};
 use deltalake_core::logstore::{CommitOrBytes, LogStore, LogStoreRef};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
-use object_store::ObjectStore;
-use tokio::sync::Mutex;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt as _};
+use tokio::sync::{Mutex, watch};
 
 use crate::checkpoint::{CHECKPOINT_INTERVAL, Checkpoints};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
+use crate::file::{DataFile, location};
 use crate::ids::Ids;
 use crate::log::{self, CommitEntry};
 use crate::name::TableName;
+use crate::readers::Readers;
 use crate::schema::{self, TableSpec};
 use crate::version::{self, Head, TableVersion};
 
@@ -43,13 +46,16 @@ pub(crate) struct TableInner {
     pub(crate) log: LogStoreRef,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) ids: Arc<dyn Ids>,
+    pub(crate) readers: Arc<Readers>,
+    /// Told of each commit of this process.
+    pub(crate) commits: watch::Sender<()>,
     /// The newest known state. The lock is held while new entries are read, so that two callers never read them twice.
-    known: Mutex<Known>,
+    pub(crate) known: Mutex<Known>,
     pub(crate) checkpoints: Checkpoints,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+pub(crate) struct Known {
     head: Option<Head>,
     /// The versions that were asked for last, the last one at the end. A version is made of the head only then: its list of
     /// files takes longer the more there are, and who commits needs none.
@@ -66,14 +72,8 @@ pub struct Ledger {
 }
 
 impl Table {
-    pub(crate) fn new(
-        name: TableName,
-        log: LogStoreRef,
-        clock: Arc<dyn Clock>,
-        ids: Arc<dyn Ids>,
-        checkpoints: Checkpoints,
-    ) -> Self {
-        Self { inner: Arc::new(TableInner { name, log, clock, ids, known: Mutex::default(), checkpoints }) }
+    pub(crate) fn new(inner: TableInner) -> Self {
+        Self { inner: Arc::new(inner) }
     }
 
     /// The table's name.
@@ -122,7 +122,7 @@ impl Table {
             return Ok(known.newest());
         }
         drop(known);
-        let head = Head::load(&self.inner.name, self.inner.log.as_ref(), Some(version)).await?;
+        let head = self.inner.load(Some(version)).await?;
         let found = Arc::new(head.pin());
         self.inner.known.lock().await.remember(found.clone());
         Ok(found)
@@ -202,6 +202,29 @@ impl Table {
         Ok(found)
     }
 
+    /// The first of these files that is not there (any more).
+    pub(crate) async fn first_gone(&self, files: &[Arc<DataFile>]) -> Result<Option<Path>> {
+        let store = self.store();
+        let looked = files.iter().map(|file| {
+            let (store, path) = (store.clone(), location(&file.path));
+            async move {
+                match store.head(&path).await {
+                    Ok(_) => Ok(None),
+                    Err(object_store::Error::NotFound { .. }) => Ok(Some(path)),
+                    Err(source) => Err(Error::store(format!("cannot look for {path}"), source)),
+                }
+            }
+        });
+        let looked: Vec<_> = looked.collect();
+        let mut looked = futures::stream::iter(looked).buffered(ENTRIES_AT_ONCE);
+        while let Some(found) = looked.try_next().await? {
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
     /// The store with this table's folder as its root.
     pub(crate) fn store(&self) -> Arc<dyn ObjectStore> {
         self.inner.log.object_store(None)
@@ -209,6 +232,11 @@ impl Table {
 }
 
 impl TableInner {
+    /// Loads the newest version, or a given one, whatever is known already.
+    pub(crate) async fn load(&self, version: Option<u64>) -> Result<Head> {
+        Head::load(&self.name, self.log.as_ref(), &self.readers, version).await
+    }
+
     /// Reads one log entry; `None` if there is none of that number.
     pub(crate) async fn read_entry(&self, version: u64) -> Result<Option<CommitEntry>> {
         let bytes = self
@@ -275,7 +303,7 @@ impl TableInner {
     async fn advance<'a>(&self, known: &'a mut Known, upto: Option<u64>) -> Result<&'a mut Head> {
         let head = match &mut known.head {
             Some(head) => head,
-            none => none.insert(Head::load(&self.name, self.log.as_ref(), None).await?),
+            none => none.insert(self.load(None).await?),
         };
         if upto.is_none_or(|upto| head.version() < upto) {
             self.move_on(head, upto.unwrap_or(u64::MAX)).await?;
@@ -295,7 +323,7 @@ impl TableInner {
         }
         let far = known + ENTRIES_MISSED_MAX;
         if far < upto && self.read_entry(far).await?.is_some() {
-            *head = Head::load(&self.name, self.log.as_ref(), (upto < u64::MAX).then_some(upto)).await?;
+            *head = self.load((upto < u64::MAX).then_some(upto)).await?;
         }
         let mut entries = pin!(self.entries(head.version() + 1..=upto));
         while let Some(Some(entry)) = entries.try_next().await? {

@@ -4,13 +4,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 use futures::TryStreamExt as _;
+use object_store::ObjectMeta;
 use object_store::path::Path;
-use object_store::{ObjectMeta, ObjectStoreExt as _};
 use serde::Serialize;
 
-use crate::cleaning::{CleanReport, Position, pins};
+use crate::cleaning::{CleanReport, Position};
 use crate::error::{Error, Result};
 use crate::file::location;
 use crate::lake::Lake;
@@ -42,9 +42,8 @@ impl Lake {
         // In this order: what is committed after the folder was listed is not in the list, and publications that come later name
         // versions that are live now or later.
         let listed = listed(table).await?;
-        let publications = self.publications().await?;
+        let kept = self.kept().await?;
         let (mut log, named) = read_log(table).await?;
-        let pinned = pins(&publications).remove(table.name()).unwrap_or_default();
         let mut plan = VacuumPlan {
             table: table.name().clone(),
             superseded: CleanReport::default(),
@@ -52,11 +51,12 @@ impl Lake {
             kept: CleanReport::default(),
             files: Vec::new(),
         };
-        let due: BTreeSet<Path> = log.take_due(&pinned, now).iter().map(|gone| location(&gone.path)).collect();
-        let kept: BTreeSet<Path> = log.superseded().map(|path| location(path)).collect();
-        let oldest = self.store_time(table).await? - STAGED_GRACE;
+        let due: BTreeSet<Path> =
+            log.take_due(&kept.of(table.name()), now).iter().map(|gone| location(&gone.path)).collect();
+        let stays: BTreeSet<Path> = log.superseded().map(|path| location(path)).collect();
+        let oldest = self.store_time().await? - STAGED_GRACE;
         for (path, object) in &listed {
-            if kept.contains(path) {
+            if stays.contains(path) {
                 plan.kept.count(object.size);
             } else if due.contains(path) {
                 plan.superseded.count(object.size);
@@ -75,15 +75,6 @@ impl Lake {
             table.delete_at(path).await?;
         }
         Ok(())
-    }
-
-    /// What time it is for the store: our own clock may be ahead of it.
-    async fn store_time(&self, table: &Table) -> Result<DateTime<Utc>> {
-        let lease = self.take_lease(&format!("vacuum/{}", table.name()), "vacuum").await?;
-        let written = self.store().head(lease.path()).await;
-        lease.release().await;
-        let written = written.map_err(|source| Error::store("cannot ask the store for the time", source))?;
-        Ok(written.last_modified)
     }
 }
 

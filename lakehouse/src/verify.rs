@@ -25,7 +25,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lake::Lake;
 use crate::name::TableName;
 use crate::table::Table;
-use crate::version::{Head, TableVersion};
+use crate::version::TableVersion;
 
 use account::Account;
 use publications::Pins;
@@ -216,7 +216,7 @@ async fn audit(lake: &Lake, table: &Table, pins: &Pins, report: &mut VerifyRepor
     }
     drop(commits);
     // Loaded anew: what this process has followed entry by entry says nothing about the checkpoint.
-    let head = Arc::new(Head::load(name, table.inner.log.as_ref(), Some(newest)).await?.pin());
+    let head = Arc::new(table.inner.load(Some(newest)).await?.pin());
     let mut wrong = pins.faults(&head);
     wrong.extend(files.differences(&head));
     let files = files.all();

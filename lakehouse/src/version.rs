@@ -14,6 +14,7 @@ use crate::evolve::{self, Notes};
 use crate::file::DataFile;
 use crate::log::{CommitEntry, unsupported};
 use crate::name::TableName;
+use crate::readers::Readers;
 use crate::schema;
 
 /// A table as it was after one commit.
@@ -35,6 +36,7 @@ pub struct TableVersion {
     pub files: Arc<[Arc<DataFile>]>,
     /// What is noted about columns: by column, then by key.
     pub notes: Arc<BTreeMap<String, BTreeMap<String, String>>>,
+    pub(crate) readers: Arc<Readers>,
 }
 
 impl TableVersion {
@@ -63,6 +65,7 @@ impl TableVersion {
 #[derive(Debug)]
 pub(crate) struct Head {
     name: TableName,
+    readers: Arc<Readers>,
     version: u64,
     metadata: Metadata,
     schema: SchemaRef,
@@ -77,7 +80,12 @@ pub(crate) struct Head {
 
 impl Head {
     /// Loads the newest version, or a given one, through the Delta kernel: checkpoint first, then the entries after it.
-    pub(crate) async fn load(name: &TableName, log: &dyn LogStore, version: Option<u64>) -> Result<Self> {
+    pub(crate) async fn load(
+        name: &TableName,
+        log: &dyn LogStore,
+        readers: &Arc<Readers>,
+        version: Option<u64>,
+    ) -> Result<Self> {
         if !is_there(name, log).await? {
             return Err(Error::new(ErrorKind::NotFound, format!("there is no table {name} in this lake")));
         }
@@ -97,6 +105,7 @@ impl Head {
         drop(views);
         Ok(Self {
             name: name.clone(),
+            readers: readers.clone(),
             version: snapshot.version(),
             schema: schema::arrow_schema(name, snapshot.metadata())?,
             notes: Arc::new(evolve::notes(name, snapshot.metadata())?),
@@ -159,6 +168,7 @@ impl Head {
             properties: self.metadata.configuration().clone().into_iter().collect(),
             files: self.files.values().cloned().collect(),
             notes: self.notes.clone(),
+            readers: self.readers.clone(),
         }
     }
 }

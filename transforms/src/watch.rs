@@ -25,13 +25,23 @@ const RETRY_PAUSE_MAX: Duration = Duration::from_secs(30);
 pub struct Cadence {
     /// From the start of one build to the start of the next at least this long.
     pub interval: Duration,
-    /// So long is waited between two looks at the sources. A look is one small request for each of them.
+    /// So long is waited between two looks at the sources while they move. A look is one small request for each of them.
     pub poll: Duration,
+    /// So long at most while they do not. What this process commits is seen at once all the same.
+    pub idle_poll: Duration,
 }
 
 impl Default for Cadence {
     fn default() -> Self {
-        Self { interval: Duration::from_secs(1), poll: Duration::from_millis(100) }
+        Self { interval: Duration::from_secs(1), poll: Duration::from_millis(100), idle_poll: Duration::from_secs(2) }
+    }
+}
+
+impl Cadence {
+    /// The pause after a look that found nothing, when the last news are so old: a tenth of that, so that a stream that pauses is
+    /// soon seen to go on, and one that has ended is hardly looked at.
+    fn wait(&self, quiet: Duration) -> Duration {
+        (quiet / 10).clamp(self.poll, self.idle_poll.max(self.poll))
     }
 }
 
@@ -69,8 +79,12 @@ impl Watch<'_> {
     pub(crate) async fn run(mut self, token: &CancellationToken) -> Result<()> {
         let mut built_from = Heads::new();
         let mut pause = Duration::ZERO;
+        let mut commits = self.lake.commits();
+        let mut last_news = Instant::now();
         loop {
             let started = Instant::now();
+            // What is committed from here on is either seen by this look, or wakes the next one.
+            commits.mark_unchanged();
             let ended = match self.heads().await {
                 Ok(heads) if heads == built_from => None,
                 Ok(heads) => {
@@ -80,8 +94,12 @@ impl Watch<'_> {
                 }
                 Err(error) => Some(Err(error)),
             };
+            let is_idle = ended.is_none();
+            if !is_idle {
+                last_news = started;
+            }
             let wait = match ended {
-                None => self.cadence.poll,
+                None => self.cadence.wait(last_news.elapsed()),
                 Some(Ok(Ended::Cancelled)) => return Ok(()),
                 Some(Ok(Ended::Done(report))) if !report.failed() => {
                     pause = Duration::ZERO;
@@ -99,6 +117,7 @@ impl Watch<'_> {
             };
             tokio::select! {
                 () = token.cancelled() => return Ok(()),
+                Ok(()) = commits.changed(), if is_idle => {}
                 () = tokio::time::sleep(wait) => {}
             }
         }

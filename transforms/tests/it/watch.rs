@@ -14,7 +14,11 @@ async fn new_rows_are_published_until_the_token_says_stop() {
     let lake = open(&store()).await;
     let (progress, mut seen) = watch::channel(WatchProgress::default());
     let token = CancellationToken::new();
-    let cadence = Cadence { interval: Duration::from_millis(20), poll: Duration::from_millis(5) };
+    let cadence = Cadence {
+        interval: Duration::from_millis(20),
+        poll: Duration::from_millis(5),
+        idle_poll: Duration::from_millis(5),
+    };
     let (project, options) = (Project::bundled(), Options::default());
     let watching = transforms::watch(&lake, &project, &options, &cadence, progress, token.clone());
     let appending = async {
