@@ -6,15 +6,18 @@
 //! entries stay.
 
 use std::collections::HashMap;
+use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::TryStreamExt as _;
 use serde::Serialize;
 
 use crate::error::Result;
-use crate::kept::KeptOf;
+use crate::kept::{Kept, KeptOf};
 use crate::lake::Lake;
 use crate::log::CommitEntry;
+use crate::log_cleaning::LOG_KEPT;
 use crate::name::TableName;
 use crate::table::Table;
 
@@ -24,8 +27,10 @@ const READERS_GRACE: TimeDelta = TimeDelta::minutes(10);
 /// A compaction's old files are what the commits before it added. Whoever refreshes from those commits, and was away, reads them
 /// still; after this time the whole table is read instead.
 const REFRESH_GRACE: TimeDelta = TimeDelta::hours(24);
-/// A cleaner that starts looks back over so many commits of a table; what was superseded before them stays.
-const LOOK_BACK_MAX: u64 = 20_000;
+/// Between two looks at a table's log lie so many entries.
+const LOG_LOOK_INTERVAL: u64 = 300;
+/// So often the table's folder is looked through for what no commit names.
+const VACUUM_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
 /// What a round of cleaning did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -36,6 +41,8 @@ pub struct CleanReport {
     pub bytes: u64,
     /// Superseded files that nobody needs and somebody may still be reading: they go in a while.
     pub waiting: u64,
+    /// Log entries that were deleted.
+    pub log_entries: u64,
 }
 
 impl CleanReport {
@@ -53,14 +60,19 @@ pub struct Cleaner {
     /// The tables to clean; without any all that models or publications rewrite.
     only: Vec<TableName>,
     tables: HashMap<TableName, Position>,
+    /// How old entries of a log grow.
+    log_kept: TimeDelta,
 }
 
 /// How far one table's log was read, and what was found in it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Position {
     next_version: u64,
     live: HashMap<String, Live>,
     superseded: Vec<Superseded>,
+    /// The version at which the log was last looked through.
+    log_looked_at: u64,
+    vacuumed_at: Instant,
 }
 
 /// A file that is live.
@@ -94,7 +106,15 @@ impl Cleaner {
 
     /// One that cleans these tables, of bronze too, and no others.
     pub fn only(lake: Lake, tables: impl IntoIterator<Item = TableName>) -> Self {
-        Self { lake, only: tables.into_iter().collect(), tables: HashMap::new() }
+        Self { lake, only: tables.into_iter().collect(), tables: HashMap::new(), log_kept: LOG_KEPT }
+    }
+
+    /// The same, but log entries stay for this time. No process may be away from a table for longer without finding that out: give
+    /// it an hour or more where others write.
+    #[must_use]
+    pub fn keeping_log(mut self, age: TimeDelta) -> Self {
+        self.log_kept = age;
+        self
     }
 
     /// One round over its tables. What was taken out of bronze is for those to clean up who took it out.
@@ -105,12 +125,12 @@ impl Cleaner {
         let now = self.lake.clock().now();
         for name in self.names().await? {
             let table = self.lake.table(&name);
-            let position = self.tables.entry(name.clone()).or_default();
             // A table of somebody else's that we cannot read must not keep the others from being cleaned.
-            if let Err(error) = position.advance(&table).await {
+            if let Err(error) = self.follow(&table, &kept, &mut report).await {
                 tracing::warn!(table = %name, %error, "not cleaned");
                 continue;
             }
+            let Some(position) = self.tables.get_mut(&name) else { continue };
             for gone in position.take_due(&kept.of(&name), now) {
                 if let Err(error) = table.delete_file(&gone.path).await {
                     tracing::warn!(table = %name, %error, "not cleaned; the next round tries again");
@@ -120,8 +140,29 @@ impl Cleaner {
                 report.count(gone.file.bytes);
             }
             report.waiting += position.waiting(&kept.of(&name));
+            if position.is_log_due() {
+                match self.lake.clean_log(&table, &kept.of(&name), self.log_kept).await {
+                    Ok(entries) => report.log_entries += entries,
+                    Err(error) => tracing::warn!(table = %name, %error, "its log was not cleaned"),
+                }
+            }
         }
         Ok(report)
+    }
+
+    /// Reads on in the table's log. Once a day, and at first, its folder is looked through as well: a process that was killed leaves
+    /// files that nobody follows any more.
+    async fn follow(&mut self, table: &Table, kept: &Kept, report: &mut CleanReport) -> Result<()> {
+        let known = self.tables.get_mut(table.name());
+        if let Some(position) = known.filter(|position| position.vacuumed_at.elapsed() < VACUUM_INTERVAL) {
+            return position.advance(table).await;
+        }
+        let (plan, position) = self.lake.look_through(table, kept).await?;
+        report.files += plan.files();
+        report.bytes += plan.bytes();
+        self.lake.vacuum(table, plan).await?;
+        self.tables.insert(table.name().clone(), position);
+        Ok(())
     }
 
     async fn names(&self) -> Result<Vec<TableName>> {
@@ -140,16 +181,49 @@ impl Position {
         self.superseded.iter().map(|gone| &gone.path)
     }
 
-    async fn advance(&mut self, table: &Table) -> Result<()> {
+    /// Stands where the log begins. What the checkpoint there names was added before, nobody knows when.
+    pub(crate) async fn begin(table: &Table) -> Result<Self> {
+        let mut position = Self {
+            next_version: table.inner.log_begins().await?,
+            live: HashMap::new(),
+            superseded: Vec::new(),
+            log_looked_at: 0,
+            vacuumed_at: Instant::now(),
+        };
+        if position.next_version > 0 {
+            for file in table.at(position.next_version).await?.files.iter() {
+                position.live.insert(file.path.clone(), Live { added: 0, bytes: file.size, is_new: false });
+            }
+            position.next_version += 1;
+        }
+        Ok(position)
+    }
+
+    /// The files that are live.
+    pub(crate) fn live(&self) -> impl Iterator<Item = &String> {
+        self.live.keys()
+    }
+
+    /// Forgets superseded files that are gone already.
+    pub(crate) fn retain(&mut self, is_there: impl Fn(&str) -> bool) {
+        self.superseded.retain(|gone| is_there(&gone.path));
+    }
+
+    /// Takes in all that was committed since, and tells `seen` of each commit; of an entry that is gone it tells nothing.
+    pub(crate) async fn read_on(&mut self, table: &Table, mut seen: impl FnMut(Option<&CommitEntry>)) -> Result<()> {
         let newest = table.newest_version().await?;
-        self.next_version = self.next_version.max(newest.saturating_sub(LOOK_BACK_MAX));
-        let mut entries = table.inner.entries(self.next_version..=newest);
+        let mut entries = pin!(table.inner.entries(self.next_version..=newest));
         while let Some(entry) = entries.try_next().await? {
+            seen(entry.as_ref());
             // One that was cleaned up before us: what it superseded is not known, and stays.
             entry.into_iter().for_each(|commit| self.take(commit));
             self.next_version += 1;
         }
         Ok(())
+    }
+
+    async fn advance(&mut self, table: &Table) -> Result<()> {
+        self.read_on(table, |_| {}).await
     }
 
     pub(crate) fn take(&mut self, commit: CommitEntry) {
@@ -187,6 +261,15 @@ impl Position {
             gone.grace_ends <= now && !gone.is_wanted_by_refresh(kept, now)
         };
         self.superseded.extract_if(.., is_due).collect()
+    }
+
+    /// A log is looked through after so many entries as are worth it.
+    fn is_log_due(&mut self) -> bool {
+        let is_due = self.next_version >= self.log_looked_at + LOG_LOOK_INTERVAL;
+        if is_due {
+            self.log_looked_at = self.next_version;
+        }
+        is_due
     }
 
     fn waiting(&self, kept: &KeptOf<'_>) -> u64 {

@@ -10,10 +10,12 @@ use bytes::Bytes;
 use deltalake_core::kernel::transaction::TransactionError;
 use deltalake_core::logstore::{CommitOrBytes, LogStore as _};
 use futures::TryStreamExt as _;
+use object_store::path::Path;
 use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result, store_kind};
 use crate::log::{self, Commit, CommitEntry};
+use crate::storage;
 use crate::table::{Table, TableInner};
 
 /// So many other commits may lie between the version that a writer has read and the one that it makes.
@@ -77,6 +79,9 @@ impl Table {
         let (mut version, mut taken) = (read_version + 1, 0);
         while version <= read_version + COMMITS_BETWEEN_MAX {
             let Some(rival) = self.inner.claim(version, &bytes, id).await? else {
+                if !self.inner.holds(read_version, version).await? {
+                    return Ok(Outcome::Lost { winner: version });
+                }
                 self.inner.commits.send_replace(());
                 self.checkpoint_if_due(version).await;
                 return Ok(Outcome::Committed(version));
@@ -113,6 +118,23 @@ impl TableInner {
             end += 1;
         }
         Ok((end, None))
+    }
+
+    /// Whether a commit that was bound to `read_version` and is written as `version` stands in the log, and not where the log was
+    /// cleaned up since: there every place looks free. If it does, nothing before it can be missing.
+    async fn holds(&self, read_version: u64, version: u64) -> Result<bool> {
+        if self.seen.is_fresh(read_version) {
+            self.seen.note(version);
+            return Ok(true);
+        }
+        if self.read_entry(read_version).await?.is_some() {
+            self.seen.note(version);
+            return Ok(true);
+        }
+        let misplaced = Path::from(format!("_delta_log/{version:020}.json"));
+        let deleted = storage::delete(self.log.object_store(None).as_ref(), &misplaced).await;
+        deleted.map_err(|source| Error::store(format!("cannot take back a commit to {}", self.name), source))?;
+        Ok(false)
     }
 
     /// Tries to be the one who writes `version`. `None`: it is ours. `Some`: what stands there instead.

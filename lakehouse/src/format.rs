@@ -8,10 +8,12 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 use crate::error::{Error, ErrorKind, Result, store_kind};
+use crate::lake::Lake;
 use crate::storage::Storage;
 
 /// The format that this program writes. A lake of a higher one is refused, one of a lower one is read as it is.
-const FORMAT_VERSION: u32 = 1;
+/// 2: a log may begin at a checkpoint, with what it said before in an archive.
+const FORMAT_VERSION: u32 = 2;
 /// Where the lake keeps its mark.
 const FORMAT_FILE: &str = "_lakebeat.json";
 /// So long a store may take to answer for the first time.
@@ -21,6 +23,20 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 struct Format {
     format: u32,
     written_by: String,
+}
+
+impl Lake {
+    /// Notes that a lake of an older program is now written in a way that such a program does not know.
+    pub(crate) async fn raise_format(&self) -> Result<()> {
+        let failed = |source| Error::store(format!("cannot write the format of the lake at {}", self.url()), source);
+        let path = Path::from(FORMAT_FILE);
+        let bytes = self.store().get(&path).await.map_err(failed)?.bytes().await.map_err(failed)?;
+        let is_older = |found: Format| found.format < FORMAT_VERSION;
+        if serde_json::from_slice(&bytes).is_ok_and(is_older) {
+            self.store().put(&path, PutPayload::from(mark())).await.map_err(failed)?;
+        }
+        Ok(())
+    }
 }
 
 /// Reads the lake's mark, or leaves one in a lake that has none; that it can be left is also the proof that the place can

@@ -63,6 +63,11 @@ impl KeptOf<'_> {
         named.is_some_and(|named| !versions.is_empty() && named.range(versions).next().is_some())
     }
 
+    /// The versions before `upto` that somebody may ask for.
+    pub(crate) fn versions_below(&self, upto: u64) -> impl Iterator<Item = u64> {
+        self.kept.versions.get(self.table).into_iter().flat_map(move |named| named.range(..upto)).copied()
+    }
+
     /// The version from which the slowest refresh goes on, as far as publications tell.
     pub(crate) fn refreshed_upto(&self) -> Option<u64> {
         self.kept.refreshed_upto.get(self.table).copied()

@@ -21,6 +21,7 @@ use crate::ids::{Ids, RandomIds};
 use crate::name::TableName;
 use crate::publication::NewestPublications;
 use crate::readers::Readers;
+use crate::seen::Seen;
 use crate::session::{self, BaseState, SessionFactory, SessionOptions, is_read_at_head};
 use crate::storage::{self, Storage, StorageOptions};
 use crate::table::{Table, TableInner};
@@ -163,6 +164,8 @@ impl Lake {
             readers: self.inner.readers.clone(),
             commits: self.inner.commits.clone(),
             known: Default::default(),
+            archive: Default::default(),
+            seen: Seen::new(self.inner.clock.clone()),
             checkpoints: Checkpoints::of(&self.inner.background),
         })
     }

@@ -8,6 +8,7 @@
 //!
 //! This crate knows object storage, Delta and DataFusion. It never knows Kafka, a wire protocol, Snowflake or Jinja.
 
+mod archive;
 mod changes;
 mod checkpoint;
 mod cleaning;
@@ -26,6 +27,7 @@ mod lake;
 mod layout;
 mod lease;
 mod log;
+mod log_cleaning;
 mod name;
 mod opaque;
 mod progress;
@@ -37,6 +39,7 @@ mod restore;
 mod row_width;
 mod scan;
 mod schema;
+mod seen;
 mod session;
 mod stage;
 mod stats;

@@ -139,6 +139,8 @@ pub struct CommitEntry {
     pub(crate) metadata: Option<Metadata>,
     /// New protocol versions, if the commit changed them.
     pub(crate) protocol: Option<Protocol>,
+    /// The rows that came in, where the archive has the entry: it does not tell the files.
+    pub(crate) archived_rows: Option<u64>,
 }
 
 /// A file that a commit brought in.
@@ -162,7 +164,7 @@ pub struct LoggedRemove {
 impl CommitEntry {
     /// The number of rows in the files that came in.
     pub fn rows_added(&self) -> u64 {
-        self.adds.iter().filter_map(|add| add.file.rows).sum()
+        self.archived_rows.unwrap_or_else(|| self.adds.iter().filter_map(|add| add.file.rows).sum())
     }
 
     /// The version that the table was put back to by this commit, if it was.
@@ -230,17 +232,7 @@ fn commit_info(commit: &Commit, id: Uuid, read_version: Option<u64>, now_millis:
 pub(crate) fn decode(table: &TableName, version: u64, bytes: &Bytes) -> Result<CommitEntry> {
     let actions = deltalake_core::logstore::get_actions(version, bytes)
         .map_err(|source| Error::delta(format!("log entry {version} of {table} is damaged"), source))?;
-    let mut entry = CommitEntry {
-        version,
-        timestamp: None,
-        operation: String::new(),
-        transactions: BTreeMap::new(),
-        adds: Vec::new(),
-        removes: Vec::new(),
-        info: Map::new(),
-        metadata: None,
-        protocol: None,
-    };
+    let mut entry = CommitEntry::new(version);
     for action in actions {
         entry.take(action, table)?;
     }
@@ -248,6 +240,22 @@ pub(crate) fn decode(table: &TableName, version: u64, bytes: &Bytes) -> Result<C
 }
 
 impl CommitEntry {
+    /// One that says nothing yet.
+    pub(crate) fn new(version: u64) -> Self {
+        Self {
+            version,
+            timestamp: None,
+            operation: String::new(),
+            transactions: BTreeMap::new(),
+            adds: Vec::new(),
+            removes: Vec::new(),
+            info: Map::new(),
+            metadata: None,
+            protocol: None,
+            archived_rows: None,
+        }
+    }
+
     fn take(&mut self, action: Action, table: &TableName) -> Result<()> {
         match action {
             Action::CommitInfo(mut info) => {

@@ -229,14 +229,12 @@ async fn newest_at(table: &Table, version: u64) -> Result<Newest> {
     Ok(Newest { version, by_group: BTreeMap::new() })
 }
 
-async fn advance(table: &Table, mut newest: Newest) -> Result<Newest> {
-    while let Some(entry) = table.inner.read_entry(newest.version + 1).await? {
-        newest.version = entry.version;
-        if let Some(by_group) = publications_in(&entry)? {
-            newest.by_group = by_group;
-        }
+async fn advance(table: &Table, known: Newest) -> Result<Newest> {
+    let version = table.newest_version().await?;
+    if version == known.version {
+        return Ok(known);
     }
-    Ok(newest)
+    newest_at(table, version).await
 }
 
 fn publications_in(entry: &CommitEntry) -> Result<Option<BTreeMap<String, Publication>>> {

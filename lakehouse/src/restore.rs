@@ -97,7 +97,8 @@ impl Table {
         }
         let mut begins = BTreeMap::new();
         let mut later = BTreeSet::new();
-        for entry in self.commits(version + 1, newest).await? {
+        let mut entries = pin!(self.inner.story(version + 1..=newest));
+        while let Some(Some(entry)) = entries.try_next().await? {
             later.extend(entry.transactions.keys().cloned());
             let Some(info) = entry.ingest_info()? else { continue };
             for range in &info.ranges {

@@ -11,6 +11,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use tokio::sync::{Mutex, watch};
 
+use crate::archive::Archive;
 use crate::checkpoint::{CHECKPOINT_INTERVAL, Checkpoints};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
@@ -20,6 +21,7 @@ use crate::log::{self, CommitEntry};
 use crate::name::TableName;
 use crate::readers::Readers;
 use crate::schema::{self, TableSpec};
+use crate::seen::Seen;
 use crate::version::{self, Head, TableVersion};
 
 /// How many versions that somebody asked for are kept at hand. A publication lags the heads by one refresh, so a reader that
@@ -51,6 +53,8 @@ pub(crate) struct TableInner {
     pub(crate) commits: watch::Sender<()>,
     /// The newest known state. The lock is held while new entries are read, so that two callers never read them twice.
     pub(crate) known: Mutex<Known>,
+    pub(crate) archive: Mutex<Archive>,
+    pub(crate) seen: Seen,
     pub(crate) checkpoints: Checkpoints,
 }
 
@@ -190,12 +194,18 @@ impl Table {
         Ok(found)
     }
 
+    /// The same, also of commits that only the archive of the log still tells of: without their files.
+    pub async fn story(&self, from: u64, upto: u64) -> Result<Vec<CommitEntry>> {
+        let entries: Vec<_> = self.inner.story(from..=upto).try_collect().await?;
+        Ok(entries.into_iter().flatten().collect())
+    }
+
     /// The newest `limit` commits, newest first.
     pub async fn history(&self, limit: usize) -> Result<Vec<CommitEntry>> {
         let newest = self.newest_version().await?;
         let oldest = (newest + 1).saturating_sub(limit as u64);
         let mut found = Vec::new();
-        let mut entries = self.inner.entries((oldest..=newest).rev());
+        let mut entries = pin!(self.inner.story((oldest..=newest).rev()));
         while let Some(Some(entry)) = entries.try_next().await? {
             found.push(entry);
         }
@@ -257,10 +267,10 @@ impl TableInner {
 
     /// The entries from `version` back to the first, without those that a restore has undone since.
     pub(crate) fn lineage(&self, version: u64) -> impl Stream<Item = Result<CommitEntry>> + Send {
-        let from = move |version: u64| self.entries((0..=version).rev()).boxed();
+        let from = move |version: u64| self.story((0..=version).rev()).boxed();
         futures::stream::try_unfold(Some(from(version)), move |entries| async move {
             let Some(mut entries) = entries else { return Ok(None) };
-            // One that is gone was cleaned up, and so were those before it.
+            // One that is gone was cleaned up by somebody else, and so were those before it.
             let Some(Some(entry)) = entries.try_next().await? else { return Ok(None) };
             let next = entry.restored().map_or(entries, from);
             Ok(Some((entry, Some(next))))
@@ -314,6 +324,19 @@ impl TableInner {
     /// Most often there is one entry or none, and a request for each is the least; who was away for long reads many at once,
     /// and who was away for very long begins again at a checkpoint.
     async fn move_on(&self, head: &mut Head, upto: u64) -> Result<()> {
+        self.read_on(head, upto).await?;
+        if head.version() == upto {
+            return Ok(());
+        }
+        // The log ends here, or it was cleaned up to further than this while nobody looked.
+        if !self.seen.is_fresh(head.version()) && self.read_entry(head.version()).await?.is_none() {
+            *head = self.load((upto < u64::MAX).then_some(upto)).await?;
+        }
+        self.seen.note(head.version());
+        Ok(())
+    }
+
+    async fn read_on(&self, head: &mut Head, upto: u64) -> Result<()> {
         let known = head.version();
         while head.version() < upto.min(known + ENTRIES_ONE_BY_ONE_MAX) {
             match self.read_entry(head.version() + 1).await? {

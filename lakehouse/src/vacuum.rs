@@ -10,10 +10,13 @@ use object_store::ObjectMeta;
 use object_store::path::Path;
 use serde::Serialize;
 
+use crate::archive;
 use crate::cleaning::{CleanReport, Position};
 use crate::error::{Error, Result};
 use crate::file::location;
+use crate::kept::{Kept, KeptOf};
 use crate::lake::Lake;
+use crate::log::CommitEntry;
 use crate::name::TableName;
 use crate::table::Table;
 
@@ -35,15 +38,41 @@ pub struct VacuumPlan {
     files: Vec<Path>,
 }
 
+impl VacuumPlan {
+    pub(crate) fn files(&self) -> u64 {
+        self.superseded.files + self.untracked.files
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.superseded.bytes + self.untracked.bytes
+    }
+}
+
 impl Lake {
     /// Finds out what a vacuum of `table` would delete. Nothing is changed.
     pub async fn plan_vacuum(&self, table: &Table) -> Result<VacuumPlan> {
-        let now = self.clock().now();
-        // In this order: what is committed after the folder was listed is not in the list, and publications that come later name
-        // versions that are live now or later.
         let listed = listed(table).await?;
         let kept = self.kept().await?;
-        let (mut log, named) = read_log(table).await?;
+        self.plan(table, &kept, &listed).await.map(|(plan, _)| plan)
+    }
+
+    /// The same for a cleaner, which goes on from where this has come to.
+    pub(crate) async fn look_through(&self, table: &Table, kept: &Kept) -> Result<(VacuumPlan, Position)> {
+        let listed = listed(table).await?;
+        let (plan, mut log) = self.plan(table, kept, &listed).await?;
+        log.retain(|path| listed.contains_key(&location(path)));
+        Ok((plan, log))
+    }
+
+    /// The folder was listed before the log is read: what is committed in between is not in the list.
+    async fn plan(
+        &self,
+        table: &Table,
+        kept: &Kept,
+        listed: &BTreeMap<Path, ObjectMeta>,
+    ) -> Result<(VacuumPlan, Position)> {
+        let kept = kept.of(table.name());
+        let (mut log, named) = read_log(table, &kept).await?;
         let mut plan = VacuumPlan {
             table: table.name().clone(),
             superseded: CleanReport::default(),
@@ -51,11 +80,11 @@ impl Lake {
             kept: CleanReport::default(),
             files: Vec::new(),
         };
-        let due: BTreeSet<Path> =
-            log.take_due(&kept.of(table.name()), now).iter().map(|gone| location(&gone.path)).collect();
+        let due = log.take_due(&kept, self.clock().now());
+        let due: BTreeSet<Path> = due.iter().map(|gone| location(&gone.path)).collect();
         let stays: BTreeSet<Path> = log.superseded().map(|path| location(path)).collect();
         let oldest = self.store_time().await? - STAGED_GRACE;
-        for (path, object) in &listed {
+        for (path, object) in listed {
             if stays.contains(path) {
                 plan.kept.count(object.size);
             } else if due.contains(path) {
@@ -66,7 +95,7 @@ impl Lake {
                 plan.files.push(path.clone());
             }
         }
-        Ok(plan)
+        Ok((plan, log))
     }
 
     /// Does it.
@@ -78,21 +107,21 @@ impl Lake {
     }
 }
 
-/// What the whole log superseded, and all files that it ever named. None of those if a part of it is gone: then nobody knows.
-async fn read_log(table: &Table) -> Result<(Position, Option<BTreeSet<Path>>)> {
-    let (mut position, mut named) = (Position::default(), Some(BTreeSet::new()));
-    let newest = table.newest_version().await?;
-    let mut entries = table.inner.entries(0..=newest);
-    while let Some(entry) = entries.try_next().await? {
-        match entry {
-            Some(entry) => {
-                named.iter_mut().for_each(|named| named.extend(entry.adds.iter().map(|add| location(&add.file.path))));
-                position.take(entry);
-            }
-            None => named = None,
-        }
+/// What the log superseded, and all files that it names, or that a version names which somebody may ask for. None of those if a
+/// part of the log is gone that should be there: then nobody knows.
+async fn read_log(table: &Table, kept: &KeptOf<'_>) -> Result<(Position, Option<BTreeSet<Path>>)> {
+    let mut position = Position::begin(table).await?;
+    let mut named: BTreeSet<Path> = position.live().map(|path| location(path)).collect();
+    for version in kept.versions_below(table.inner.log_begins().await?) {
+        named.extend(table.at(version).await?.files.iter().map(|file| location(&file.path)));
     }
-    Ok((position, named))
+    let mut is_whole = true;
+    let seen = |entry: Option<&CommitEntry>| match entry {
+        Some(entry) => named.extend(entry.adds.iter().map(|add| location(&add.file.path))),
+        None => is_whole = false,
+    };
+    position.read_on(table, seen).await?;
+    Ok((position, is_whole.then_some(named)))
 }
 
 /// The data files in the table's folder. Those of the log are none, nor are those of a change feed.
@@ -103,7 +132,7 @@ async fn listed(table: &Table) -> Result<BTreeMap<Path, ObjectMeta>> {
     let is_data = |object: &ObjectMeta| {
         let is_file = object.location.filename().is_some_and(|name| name.ends_with(".parquet"));
         let folder = object.location.parts().next();
-        is_file && folder.is_some_and(|part| part.as_ref() != "_delta_log" && part.as_ref() != "_change_data")
+        is_file && folder.is_some_and(|part| !["_delta_log", "_change_data", archive::FOLDER].contains(&part.as_ref()))
     };
     Ok(found.into_iter().filter(is_data).map(|object| (object.location.clone(), object)).collect())
 }

@@ -16,6 +16,7 @@ mod publications;
 mod replayed;
 
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 
 use futures::TryStreamExt as _;
@@ -197,7 +198,8 @@ fn is_found(error: &Error) -> bool {
 
 async fn audit(lake: &Lake, table: &Table, pins: &Pins, report: &mut VerifyReport) -> Result<()> {
     let name = table.name();
-    let log::Entries { newest, missing } = log::Entries::list(table).await?;
+    let begins = table.inner.log_begins().await?;
+    let log::Entries { newest, missing } = log::Entries::list(table, begins).await?;
     if !missing.is_empty() {
         let told = missing.iter().map(|gap| format!("log entries {} to {} are gone", gap.start(), gap.end()));
         report.faults.extend(told.map(|what| Fault::of_table(name, what)));
@@ -205,16 +207,23 @@ async fn audit(lake: &Lake, table: &Table, pins: &Pins, report: &mut VerifyRepor
     }
     let wanted = pins.versions(name);
     let (mut files, mut account) = (log::Files::of(&wanted), Account::default());
-    let mut commits = table.inner.entries(0..=newest);
+    if begins > 0 {
+        for version in wanted.range(..begins) {
+            files.name(table.at(*version).await?.as_ref());
+        }
+        files.begin(&table.inner.load(Some(begins)).await?.pin());
+    }
+    let mut commits = pin!(table.inner.story(0..=newest));
     while let Some(commit) = commits.try_next().await? {
         let Some(commit) = commit else { continue };
-        files.take(&commit);
+        if commit.version > begins || begins == 0 {
+            files.take(&commit);
+        }
         if let Some(version) = commit.restored() {
             account = account_of(table, version).await?;
         }
         account.take(name, &commit)?;
     }
-    drop(commits);
     // Loaded anew: what this process has followed entry by entry says nothing about the checkpoint.
     let head = Arc::new(table.inner.load(Some(newest)).await?.pin());
     let mut wrong = pins.faults(&head);
@@ -262,7 +271,8 @@ async fn audit_rows(lake: &Lake, head: &TableVersion, mut account: Account, repo
             head => head?,
         };
         found::count_letters(&context, &head, &mut account).await?;
-        for commit in of_letters.commits(0, head.version).await? {
+        let mut commits = pin!(of_letters.inner.story(0..=head.version));
+        while let Some(Some(commit)) = commits.try_next().await? {
             expired.extend(commit.expired_letters()?);
         }
         letters.push(head);

@@ -14,7 +14,7 @@ use crate::evolve::{self, Notes};
 use crate::file::DataFile;
 use crate::log::{CommitEntry, unsupported};
 use crate::name::TableName;
-use crate::readers::Readers;
+use crate::readers::{Readers, Reading};
 use crate::schema;
 
 /// A table as it was after one commit.
@@ -53,6 +53,11 @@ impl TableVersion {
     /// What is noted about a column under that key, see [`crate::Table::add_columns`].
     pub fn note(&self, column: &str, key: &str) -> Option<&str> {
         self.notes.get(column)?.get(key).map(String::as_str)
+    }
+
+    /// Keeps this version from being cleaned up for as long as the caller goes on from it.
+    pub fn hold(&self) -> Reading {
+        self.readers.begin(vec![(self.name.clone(), self.version)])
     }
 
     /// The size of the live files.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use datafusion::catalog::TableProvider;
-use lakehouse::{Changes, DataFile, StagedFile, Table, TableName, TableVersion};
+use lakehouse::{Changes, DataFile, Reading, StagedFile, Table, TableName, TableVersion};
 
 use crate::error::Result;
 
@@ -18,12 +18,15 @@ pub(crate) struct View {
     pub(crate) base: Arc<TableVersion>,
     pub(crate) adds: Vec<StagedFile>,
     pub(crate) removes: Vec<Arc<DataFile>>,
+    /// What a build began from stays until it is published, however long that takes.
+    _reading: Arc<Reading>,
 }
 
 impl View {
     /// The table as it is committed.
     pub(crate) fn of(table: Table, base: Arc<TableVersion>) -> Self {
-        Self { table, base, adds: Vec::new(), removes: Vec::new() }
+        let reading = Arc::new(base.hold());
+        Self { table, base, adds: Vec::new(), removes: Vec::new(), _reading: reading }
     }
 
     pub(crate) fn name(&self) -> &TableName {

@@ -117,13 +117,7 @@ async fn committed_last(topic: &TopicSpec, bronze: &Table) -> Result<VecDeque<Co
     let newest = bronze.head().await?.version;
     let (mut before, mut events) = (VecDeque::new(), 0);
     for version in (newest.saturating_sub(LOOK_BACK_MAX)..=newest).rev() {
-        let commits = match bronze.commits(version, version).await {
-            Ok(commits) => commits,
-            // The log was cleaned up to here.
-            Err(error) if error.kind() == ErrorKind::NotFound => break,
-            Err(error) => return Err(error),
-        };
-        for commit in commits {
+        for commit in bronze.story(version, version).await? {
             let Some(info) = commit.ingest_info()?.filter(|info| info.topic == topic.name) else { continue };
             let counted = Counted::of(&info.ranges);
             events += counted.events;

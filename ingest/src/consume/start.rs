@@ -302,13 +302,7 @@ async fn recorded_messages(
     let mut upto = version;
     while upto > oldest {
         let from = upto.saturating_sub(WINDOW - 1).max(oldest + 1);
-        let commits = match table.commits(from, upto).await {
-            Ok(commits) => commits,
-            // The log was cleaned up to here.
-            Err(error) if error.kind() == ErrorKind::NotFound => break,
-            Err(error) => return Err(error),
-        };
-        for commit in commits.into_iter().rev() {
+        for commit in table.story(from, upto).await?.into_iter().rev() {
             let Some(info) = commit.ingest_info()?.filter(|info| info.topic == topic) else { continue };
             let is_within = |at: i64| here.low < at && at <= here.high;
             let found = info.ranges.into_iter().find(|range| {

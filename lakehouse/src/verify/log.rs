@@ -26,13 +26,14 @@ pub(super) struct Entries {
 }
 
 impl Entries {
-    pub(super) async fn list(table: &Table) -> Result<Self> {
+    pub(super) async fn list(table: &Table, begins: u64) -> Result<Self> {
         let folder = Path::from("_delta_log");
         let failed = |source| Error::store(format!("cannot list the log of {}", table.name()), source);
         let listing = table.store().list(Some(&folder)).map_ok(|object| entry_in(&object.location));
         let found: BTreeSet<Option<u64>> = listing.try_collect().await.map_err(failed)?;
-        let (mut missing, mut next) = (Vec::new(), 0);
-        for version in found.into_iter().flatten() {
+        let (mut missing, mut next) = (Vec::new(), begins);
+        // What lies before its beginning is left of a clean-up that was broken off.
+        for version in found.into_iter().flatten().filter(|&version| version >= begins) {
             if version > next {
                 missing.push(next..=version - 1);
             }
@@ -63,6 +64,23 @@ impl<'a> Files<'a> {
         Self { wanted, live: BTreeMap::new(), named: BTreeMap::new() }
     }
 
+    /// Begins with the files of the version at which the log begins.
+    pub(super) fn begin(&mut self, version: &TableVersion) {
+        self.live = version.files.iter().map(|file| (file.path.clone(), file.clone())).collect();
+        self.note(version.version);
+    }
+
+    /// A version that is wanted, and that only a checkpoint has.
+    pub(super) fn name(&mut self, version: &TableVersion) {
+        self.named.extend(version.files.iter().map(|file| (file.path.clone(), file.clone())));
+    }
+
+    fn note(&mut self, version: u64) {
+        if self.wanted.contains(&version) {
+            self.named.extend(self.live.clone());
+        }
+    }
+
     /// Takes in one commit after the other, oldest first.
     pub(super) fn take(&mut self, commit: &CommitEntry) {
         for remove in &commit.removes {
@@ -71,9 +89,7 @@ impl<'a> Files<'a> {
         for add in &commit.adds {
             self.live.insert(add.file.path.clone(), add.file.clone());
         }
-        if self.wanted.contains(&commit.version) {
-            self.named.extend(self.live.clone());
-        }
+        self.note(commit.version);
     }
 
     /// In what a version that was loaded from a checkpoint differs from what the entries say.

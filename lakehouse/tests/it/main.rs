@@ -7,6 +7,7 @@ mod damage;
 mod evolve;
 mod faulty;
 mod flat;
+mod log_cleaning;
 mod publication;
 mod replayed;
 mod scan;
