@@ -383,7 +383,7 @@ mod tests {
             ("at timestamp '2026-11-24 10:00:00+00'", time),
             ("at timestamp '2026-11-24 11:00:00'", time),
             ("at timestamp '2026-11-24T10:00:00Z'", time),
-            ("at timestamp timestamp '2026-11-24 05:00 America/New_York'", time),
+            ("at timestamp timestamp '2026-11-24 05:00:00 America/New_York'", time),
             ("timestamp as of '2026-11-24 10:00:00+00'", time),
             ("for timestamp as of timestamp '2026-11-24 11:00:00'", time),
             ("for system_time as of '2026-11-24 11:00:00'", time),
@@ -400,11 +400,11 @@ mod tests {
         for (sql, expected) in [
             ("select * from t at version 1", "SELECT * FROM \"gold,silver at version 1\".t"),
             ("select * from Gold.T at version 1 as a", "SELECT * FROM \"gold at version 1\".T AS a"),
-            ("select * from \"My\".\"T\" at version 1 a", "SELECT * FROM \"My at version 1\".\"T\" AS a"),
+            ("select * from \"My\".\"T\" at version 1 a", "SELECT * FROM \"My at version 1\".\"T\" a"),
             ("select * from lake.gold.t at version 1", "SELECT * FROM lake.\"gold at version 1\".t"),
             (
                 "select * from t at version 1 a join t at version 2 b using (x) where a.y > 1",
-                "SELECT * FROM \"gold,silver at version 1\".t AS a JOIN \"gold,silver at version 2\".t AS b USING(x) WHERE a.y > 1",
+                "SELECT * FROM \"gold,silver at version 1\".t a JOIN \"gold,silver at version 2\".t b USING(x) WHERE a.y > 1",
             ),
             (
                 "with c as (select * from gold.t at version 1) select (select max(x) from gold.t at version 2) from c",
@@ -422,20 +422,21 @@ mod tests {
         for sql in [
             "SELECT at, version, timestamp, publication FROM t",
             "SELECT at AS version FROM t",
-            "SELECT DISTINCT at AS timestamp FROM t",
             "SELECT t.version AS of FROM t",
             "SELECT version AS of FROM t",
-            "SELECT x AT TIME ZONE 'UTC' FROM t AS at",
+            "SELECT x AT TIME ZONE 'UTC' FROM t at",
             "SELECT TIMESTAMP '2026-11-24 10:00:00'",
-            "SELECT * FROM t AS at (version, timestamp)",
-            "SELECT * FROM at AS version",
+            "SELECT * FROM t at (version, timestamp)",
+            "SELECT * FROM at version, t at",
             "SELECT * FROM version AS of (a, b)",
-            "SELECT * FROM version AS of JOIN publication AS at ON of.x = at.x",
+            "SELECT * FROM version AS of JOIN publication at ON of.x = at.x",
         ] {
             assert_eq!(placed(sql), sql);
         }
-        assert_eq!(placed("select at version from t"), "SELECT at AS version FROM t");
-        assert_eq!(placed("select * from at version, t at"), "SELECT * FROM at AS version, t AS at");
+        assert_eq!(
+            placed("select distinct at version, x timestamp from t"),
+            "SELECT DISTINCT at AS version, x AS timestamp FROM t"
+        );
     }
 
     #[test]
@@ -444,7 +445,7 @@ mod tests {
             (
                 "select * from t at timestamp now()",
                 "42601 syntax error: at timestamp takes a time that is written out, such as '2026-11-24 10:00:00+00'; \
-                 found: now at Line: 1, Column: 31",
+                 found: now at Line: 1, Column: 30",
             ),
             (
                 "select * from t at version -1",
@@ -475,8 +476,8 @@ mod tests {
             ),
             // Places of what comes behind are those in the text.
             (
-                "select * from t at version 12 where where",
-                "42601 syntax error: Expected: an expression, found: where at Line: 1, Column: 37",
+                "select * from t at version 12 where a = )",
+                "42601 syntax error: Expected: an expression, found: ) at Line: 1, Column: 41",
             ),
         ] {
             assert_eq!(placed(sql), expected, "{sql}");
