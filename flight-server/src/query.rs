@@ -5,6 +5,7 @@
 //!            parse, allow-list,           plan, schema                time limit, cancel, registry,
 //!            plan on the newest           and parameter types,        one normalised schema for
 //!            publication (or the pin)     pinned to one moment        description and rows
+//!            or the moments it names
 //! ```
 //!
 //! **Invariant:** nothing that a client sends reaches the planner without [`allow`]; no plan reads a table that the
@@ -16,6 +17,7 @@ mod catalogue;
 mod functions;
 mod normalise;
 mod parameters;
+mod past;
 mod planner;
 mod rewrite;
 mod running;
@@ -23,6 +25,7 @@ mod schemas;
 mod settings;
 mod snapshot;
 mod stream;
+mod time_travel;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -47,6 +47,7 @@ mod storage;
 mod system;
 mod table;
 mod taking_out;
+mod time_travel;
 mod vacuum;
 mod verify;
 mod version;

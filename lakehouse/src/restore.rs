@@ -50,10 +50,7 @@ impl Table {
     /// `NotFound` if there is no such version, or if one of its files was cleaned up since.
     pub async fn plan_restore(&self, version: u64) -> Result<RestorePlan> {
         let newest = self.head().await?;
-        if version > newest.version {
-            let message = format!("{} has no version {version}: the newest is {}", self.name(), newest.version);
-            return Err(Error::new(ErrorKind::NotFound, message));
-        }
+        self.check_not_after(version, &newest)?;
         let older = self.inner.load(Some(version)).await?;
         let metadata = older.metadata().clone();
         let older = older.pin();
@@ -124,7 +121,8 @@ impl Table {
     }
 }
 
-fn only_in(one: &TableVersion, other: &TableVersion) -> Vec<Arc<DataFile>> {
+/// The files of one version that another one does not have.
+pub(crate) fn only_in(one: &TableVersion, other: &TableVersion) -> Vec<Arc<DataFile>> {
     let others: BTreeSet<&String> = other.files.iter().map(|file| &file.path).collect();
     one.files.iter().filter(|file| !others.contains(&file.path)).cloned().collect()
 }

@@ -3,14 +3,17 @@
 //! It is checked twice. On the text, so that a refusal names the statement and the remedy; and on the plan, so that no
 //! spelling that the first check has not thought of gets through.
 
+use datafusion::common::DataFusionError;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::sql::parser::{DFParserBuilder, Statement};
 use datafusion::sql::sqlparser::ast::{SetExpr, Statement as Ast};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
-use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
+use datafusion::sql::sqlparser::parser::ParserError;
+use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 
+use super::time_travel;
 use crate::error::{Error, Kind, Result};
 
 /// How deep expressions and subqueries may nest. BI tools fold to some dozens of levels.
@@ -29,8 +32,11 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
     if sql.trim_start().get(..4).is_some_and(|word| word.eq_ignore_ascii_case("copy")) {
         return Err(refuse_copy());
     }
-    check_length_of_chains(sql)?;
-    let mut statements = DFParserBuilder::new(sql)
+    let mut tokens =
+        Tokenizer::new(&GenericDialect {}, sql).tokenize_with_location().map_err(|error| syntax(error.into()))?;
+    check_length_of_chains(&tokens)?;
+    time_travel::mark(&mut tokens)?;
+    let mut statements = DFParserBuilder::new(tokens)
         .with_dialect(&GenericDialect {})
         .with_recursion_limit(NESTING_MAX)
         .build()?
@@ -48,10 +54,12 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
     Ok(statement)
 }
 
-fn check_length_of_chains(sql: &str) -> Result<()> {
-    // What is no SQL at all the parser says better.
-    let Ok(tokens) = Tokenizer::new(&GenericDialect {}, sql).tokenize() else { return Ok(()) };
-    let operators = tokens.iter().filter(|token| is_operator(token)).count();
+fn syntax(error: ParserError) -> Error {
+    DataFusionError::from(error).into()
+}
+
+fn check_length_of_chains(tokens: &[TokenWithSpan]) -> Result<()> {
+    let operators = tokens.iter().filter(|token| is_operator(&token.token)).count();
     if operators > OPERATORS_MAX {
         let message = format!(
             "the statement has {operators} operators; at most {OPERATORS_MAX} are accepted: a long list of values goes into in (…)"

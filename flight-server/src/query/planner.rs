@@ -13,12 +13,13 @@ use datafusion::sql::sqlparser::ast::Statement as Ast;
 use lakehouse::Opaque;
 use tokio_util::sync::CancellationToken;
 
+use super::past::PastPlanner;
 use super::running::Outcome;
 use super::schemas::{CATALOG, search_schema};
 use super::stream::{Deadline, ResultStream, cancelled_error};
 use super::{
     Connection, Prepared, Settings, Snapshot, allow, check_length, functions, normalise_schema, parameters, rewrite,
-    schemas,
+    schemas, time_travel,
 };
 use crate::error::Result;
 
@@ -30,6 +31,7 @@ pub(super) fn session(snapshot: &Snapshot, settings: &Settings) -> Result<Sessio
     options.catalog.default_schema = search_schema(&settings.search_path);
     options.execution.time_zone = Some(settings.time_zone.clone());
     functions::register(&mut state, settings)?;
+    state.register_relation_planner(Arc::new(PastPlanner))?;
     Ok(state)
 }
 
@@ -44,6 +46,7 @@ pub(super) async fn prepare(
     let mut statement = allow::parse(sql)?;
     rewrite::rewrite(&mut statement)?;
     let (session, settings) = connection.session(&snapshot)?;
+    time_travel::place(&mut statement, &settings)?;
     let (snapshot, session) = if reads_heads(&session, &statement)? {
         let snapshot = connection.engine.shared.snapshots.with_heads(&snapshot).await?;
         let session = Opaque::new(self::session(&snapshot, &settings)?);

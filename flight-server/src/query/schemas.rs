@@ -1,7 +1,7 @@
 //! The catalog as clients see it: the lake's schemas, PostgreSQL's `pg_catalog`, and search paths.
 //!
 //! A search path is a schema of its own, with a name that no client can write and that says what is in it. So a
-//! connection with another path needs no other catalog, only another default schema.
+//! connection with another path needs no other catalog, only another default schema. Schemas of the past are made likewise.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,8 +10,10 @@ use async_trait::async_trait;
 use datafusion::catalog::{CatalogProvider, SchemaProvider, TableProvider};
 use datafusion::common::DataFusionError;
 use datafusion::prelude::SessionContext;
+use lakehouse::Lake;
 
 use super::catalogue;
+use super::past::{Past, PastSchema};
 use crate::error::{Error, Kind, Result};
 
 /// The one catalog; to PostgreSQL clients, the database.
@@ -41,6 +43,9 @@ pub(crate) fn shown_name(name: &str) -> &str {
 
 /// Whether a table's name stands for what the publication names, and for nothing that moves on its own.
 pub(super) fn is_pinned(catalog: &dyn CatalogProvider, schema: &str, table: &str) -> bool {
+    if Past::of_schema(schema).is_some() {
+        return true;
+    }
     let has = |name: &str| catalog.schema(name).is_some_and(|schema| own_names(schema.as_ref()).contains(table));
     match schema.strip_prefix(SEARCH_PREFIX) {
         None => is_pinned_schema(schema) && has(schema),
@@ -50,7 +55,7 @@ pub(super) fn is_pinned(catalog: &dyn CatalogProvider, schema: &str, table: &str
 }
 
 /// A schema's own tables: the lake's default schema also resolves names of others.
-fn own_names(schema: &dyn SchemaProvider) -> BTreeSet<String> {
+pub(super) fn own_names(schema: &dyn SchemaProvider) -> BTreeSet<String> {
     schema.table_names().into_iter().collect()
 }
 
@@ -59,11 +64,12 @@ fn is_pinned_schema(name: &str) -> bool {
 }
 
 /// Puts the clients' view of the catalog into a session, and takes out what statements may not use.
-pub(super) fn install(context: &SessionContext) -> Result<()> {
-    let lake = context
+pub(super) fn install(context: &SessionContext, lake: &Lake) -> Result<()> {
+    let schemas = context
         .catalog(CATALOG)
         .ok_or_else(|| Error::new(Kind::Bug, "the session has no catalog named lake; please report this"))?;
-    let visible = VisibleCatalog { pg_catalog: Arc::new(catalogue::PgCatalog::new(Arc::clone(&lake))), lake };
+    let pg_catalog = Arc::new(catalogue::PgCatalog::new(Arc::clone(&schemas)));
+    let visible = VisibleCatalog { schemas, pg_catalog, lake: lake.clone() };
     context.register_catalog(CATALOG, Arc::new(visible));
     let state = context.state();
     for name in state.table_functions().keys() {
@@ -76,26 +82,32 @@ pub(super) fn install(context: &SessionContext) -> Result<()> {
 
 #[derive(Debug)]
 struct VisibleCatalog {
-    lake: Arc<dyn CatalogProvider>,
+    schemas: Arc<dyn CatalogProvider>,
     pg_catalog: Arc<catalogue::PgCatalog>,
+    /// For versions that the publication does not name.
+    lake: Lake,
 }
 
 impl CatalogProvider for VisibleCatalog {
     /// `pg_catalog` is not among them: tools that list all schemas would list it as one of the user's.
     fn schema_names(&self) -> Vec<String> {
-        self.lake.schema_names()
+        self.schemas.schema_names()
     }
 
     fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
         if name == PG_CATALOG {
             return Some(Arc::clone(&self.pg_catalog) as Arc<dyn SchemaProvider>);
         }
+        if let Some(past) = Past::of_schema(name) {
+            let (lake, catalog) = (self.lake.clone(), Arc::clone(&self.schemas));
+            return Some(Arc::new(PastSchema { past, lake, catalog }));
+        }
         let Some(path) = name.strip_prefix(SEARCH_PREFIX) else {
-            return self.lake.schema(name);
+            return self.schemas.schema(name);
         };
         // As in PostgreSQL, the system's own names come first, so that no user table can take their place.
         let mut schemas = vec![Arc::clone(&self.pg_catalog) as Arc<dyn SchemaProvider>];
-        schemas.extend(path.split(',').filter_map(|name| self.lake.schema(name)));
+        schemas.extend(path.split(',').filter_map(|name| self.schemas.schema(name)));
         Some(Arc::new(SearchPath { schemas }))
     }
 }

@@ -67,18 +67,10 @@ impl Snapshots {
         if let Some(cached) = self.cached(id) {
             return Ok(cached);
         }
-        let publications = self.lake.publications().await?;
-        let publication = publications
-            .into_iter()
-            .find(|publication| publication.id == id && publication.group == DEFAULT_GROUP)
-            .ok_or_else(|| {
-                Error::new(
-                    Kind::UndefinedObject,
-                    format!(
-                        "publication {id} does not exist (any more); `select * from system.publications` lists them"
-                    ),
-                )
-            })?;
+        let publication = find_publication(&self.lake, id).await?;
+        if publication.group != DEFAULT_GROUP {
+            return Err(unknown_publication(id));
+        }
         Ok(Arc::new(self.make(Some(publication)).await?))
     }
 
@@ -89,7 +81,20 @@ impl Snapshots {
 
     async fn make(&self, publication: Option<Publication>) -> Result<Snapshot> {
         let context = self.lake.session_factory().at_publication(publication.as_ref()).await?;
-        schemas::install(&context)?;
+        schemas::install(&context, &self.lake)?;
         Ok(Snapshot { publication, context: Opaque::new(context) })
     }
+}
+
+/// The publication of that number, of any group.
+pub(super) async fn find_publication(lake: &Lake, id: u64) -> Result<Publication> {
+    let found = lake.publications().await?.into_iter().find(|publication| publication.id == id);
+    found.ok_or_else(|| unknown_publication(id))
+}
+
+fn unknown_publication(id: u64) -> Error {
+    Error::new(
+        Kind::UndefinedObject,
+        format!("publication {id} does not exist (any more); `select * from system.publications` lists them"),
+    )
 }

@@ -8,9 +8,10 @@ use datafusion::arrow::array::{
     Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
 };
 use lakehouse::{
-    Commit, DEFAULT_GROUP, Lake, Operation, Outcome, PinnedTable, Publication, StageOptions, StorageOptions,
+    Clock, Commit, DEFAULT_GROUP, Lake, Operation, Outcome, PinnedTable, Publication, StageOptions, StorageOptions,
     SystemClock, TableName, TableSpec,
 };
+use url::Url;
 
 /// 2026-01-01 10:00:00.123456 UTC, in microseconds.
 pub(crate) const INSTANT: i64 = 1_767_261_600_123_456;
@@ -24,12 +25,20 @@ pub(crate) struct TestLake {
 impl TestLake {
     pub(crate) async fn new() -> Self {
         let url = "memory:///".parse().expect("a URL");
-        let lake = Lake::open(&url, &StorageOptions::default(), Arc::new(SystemClock)).await.expect("a lake in memory");
-        let test = Self { lake };
-        test.write("bronze", "events", events(&["a", "b"])).await;
-        test.write("gold", "every_type", every_type()).await;
-        test.publish_songs(100).await;
-        test
+        Self::open(&url, Arc::new(SystemClock)).await.filled().await
+    }
+
+    /// Any lake, as it is.
+    pub(crate) async fn open(url: &Url, clock: Arc<dyn Clock>) -> Self {
+        Self { lake: Lake::open(url, &StorageOptions::default(), clock).await.expect("a lake") }
+    }
+
+    /// With those tables in it.
+    pub(crate) async fn filled(self) -> Self {
+        self.write("bronze", "events", events(&["a", "b"])).await;
+        self.write("gold", "every_type", every_type()).await;
+        self.publish_songs(100).await;
+        self
     }
 
     /// Replaces the songs: the first has so many plays, the others 20 and 3. Publishes.

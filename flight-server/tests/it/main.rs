@@ -4,3 +4,4 @@ mod console;
 mod flight;
 mod lake;
 mod postgres;
+mod time_travel;

@@ -13,4 +13,5 @@ mod replayed;
 mod scan;
 mod storage;
 mod support;
+mod time_travel;
 mod verify;
