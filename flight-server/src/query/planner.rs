@@ -13,7 +13,6 @@ use datafusion::sql::sqlparser::ast::Statement as Ast;
 use lakehouse::Opaque;
 use tokio_util::sync::CancellationToken;
 
-use super::running::Outcome;
 use super::schemas::{CATALOG, search_schema};
 use super::stream::{Deadline, ResultStream, cancelled_error};
 use super::{
@@ -105,7 +104,7 @@ pub(super) async fn execute(
             Ok(ResultStream::new(Arc::clone(&prepared.schema), rows, registration, deadline, limits.batch_rows_max))
         }
         Err(error) => {
-            registration.ended(Outcome::of(&error));
+            registration.failed(&error);
             Err(error)
         }
     }
