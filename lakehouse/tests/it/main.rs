@@ -12,4 +12,5 @@ mod replayed;
 mod scan;
 mod storage;
 mod support;
+mod system;
 mod verify;
