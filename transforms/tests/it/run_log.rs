@@ -60,11 +60,38 @@ async fn a_build_tells_what_became_of_each_model_and_each_test() {
     let lake = open(&store()).await;
     append(&lake, &[Event::new(1, 10, 0, 0), Event::new(2, 10, 0, 1)]).await;
     build(&lake, &Project::bundled()).await;
-    expect![[r#""#]].assert_eq(&told_of_runs(&lake).await);
-    expect![[r#""#]].assert_eq(
-        &told(&lake, RUNS, &["table_schema", "table_name", "version", "source_versions", "files_read"]).await,
-    );
-    expect![[r#""#]].assert_eq(
+    expect![[r#"
+        listening_by_minute | ok | full | by_hand | 1 | 2 | 2 | ∅
+        spotify_silver | ok | full | by_hand | 1 | 2 | 2 | ∅
+        top_songs | ok | full | by_hand | 1 | 2 | 2 | ∅
+        user_engagement | ok | full | by_hand | 1 | 2 | 2 | ∅"#]]
+    .assert_eq(&told_of_runs(&lake).await);
+    expect![[r#"
+        gold | listening_by_minute | 1 | {"silver.spotify_silver":1} | 2
+        gold | top_songs | 1 | {"silver.spotify_silver":1} | 2
+        gold | user_engagement | 1 | {"silver.spotify_silver":1} | 2
+        silver | spotify_silver | 1 | {"bronze.spotify_events":1} | 1"#]]
+    .assert_eq(&told(&lake, RUNS, &["table_schema", "table_name", "version", "source_versions", "files_read"]).await);
+    expect![[r#"
+        accepted_values_spotify_silver_device_type | spotify_silver | device_type | accepted_values | warn | pass | 0
+        accepted_values_spotify_silver_event_type | spotify_silver | event_type | accepted_values | warn | pass | 0
+        not_null_listening_by_minute_events | listening_by_minute | events | not_null | error | pass | 0
+        not_null_listening_by_minute_minute | listening_by_minute | minute | not_null | error | pass | 0
+        not_null_listening_by_minute_song_id | listening_by_minute | song_id | not_null | error | pass | 0
+        not_null_spotify_silver_event_date | spotify_silver | event_date | not_null | error | pass | 0
+        not_null_spotify_silver_event_id | spotify_silver | event_id | not_null | error | pass | 0
+        not_null_spotify_silver_event_timestamp | spotify_silver | event_timestamp | not_null | error | pass | 0
+        not_null_spotify_silver_song_id | spotify_silver | song_id | not_null | error | pass | 0
+        not_null_spotify_silver_user_id | spotify_silver | user_id | not_null | error | pass | 0
+        not_null_top_songs_song_id | top_songs | song_id | not_null | error | pass | 0
+        not_null_top_songs_total_plays | top_songs | total_plays | not_null | error | pass | 0
+        not_null_top_songs_total_skips | top_songs | total_skips | not_null | error | pass | 0
+        not_null_user_engagement_day | user_engagement | day | not_null | error | pass | 0
+        not_null_user_engagement_user_id | user_engagement | user_id | not_null | error | pass | 0
+        unique_combination_of_columns_spotify_silver | spotify_silver | event_id, event_date | unique | error | pass | 0
+        unique_combination_of_columns_top_songs | top_songs | song_id, song_name, artist_name | unique | error | pass | 0
+        unique_combination_of_columns_user_engagement | user_engagement | user_id, device_type, country, day | unique | error | pass | 0
+        unique_top_songs_song_id | top_songs | song_id | unique | warn | pass | 0"#]].assert_eq(
         &told(&lake, TESTS, &["test", "model", "column_name", "kind", "severity", "status", "failures"]).await,
     );
     let version = head(&lake, RUNS).await.version;
@@ -86,7 +113,13 @@ async fn failed_models_and_tests_are_told_with_what_is_wrong() {
         ("models/gold/top_songs.sql", "select cast(song_id as int) as n from {{ ref('spotify_silver') }}"),
     ]);
     build(&lake, &broken).await;
-    expect![[r#""#]].assert_eq(&told(&lake, RUNS, &["model", "status", "publication", "reason"]).await);
+    expect![[r#"
+        listening_by_minute | ok | ∅ | it was never built
+        spotify_silver | ok | ∅ | it was never built
+        strict | held | ∅ | it was never built
+        top_songs | failed | ∅ | ∅
+        user_engagement | ok | ∅ | it was never built"#]]
+    .assert_eq(&told(&lake, RUNS, &["model", "status", "publication", "reason"]).await);
     let errors = told(&lake, RUNS, &["model", "error"]).await;
     assert!(errors.contains("top_songs | cannot compute the rows of gold.top_songs"), "{errors}");
     assert!(errors.contains("strict | a test failed"), "{errors}");
