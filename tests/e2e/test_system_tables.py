@@ -51,9 +51,9 @@ def test_psql_selects_all_of_them_while_a_build_fails_and_after(tmp_path, seed, 
     model = next(broken.rglob("top_songs.sql"))
     model.write_text("select no_such_column from {{ ref('spotify_silver') }}\n")
     up = ended_later(Up(tmp_path, "--no-simulate", "--project", broken)).start()
-    # Nothing has happened yet, and all of them are there.
+    # Nothing has been asked or published yet, and all of them are there.
     before = select_all(up)
-    assert before["model_runs"] == [] and before["requests"] == []
+    assert before["requests"] == [] and before["publications"] == []
 
     simulate(up.brokers, tmp_path, 300, seed, dirty=0)
     lake = Lake(up.lake)
