@@ -5,10 +5,12 @@
 //! | `/` | the page; it asks the two JSON documents each second |
 //! | `/api/v1/status` | ingest progress, newest publication, tables, addresses |
 //! | `/api/v1/dashboard` | totals and top songs, by the one query path |
+//! | `/api/v1/runs` | POST asks for a build of the models, and tells the publication that came of it |
+//! | `/api/v1/runs/{id}` | how far that build is |
 //! | `/metrics` | Prometheus text |
 //! | `/healthz`, `/readyz` | the process lives; the lake can be read and holds a publication |
 //!
-//! **Invariant:** nothing here changes anything: every path answers to GET alone.
+//! **Invariant:** nothing here changes anything but by a request in `system.requests`, which another part answers.
 
 mod connect;
 mod dashboard;
@@ -16,6 +18,7 @@ mod guard;
 mod health;
 mod metrics;
 mod page;
+mod runs;
 mod status;
 
 use std::collections::BTreeMap;
@@ -27,7 +30,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -112,6 +115,8 @@ pub fn app(state: State) -> Router {
         .route("/assets/console.js", get(page::script))
         .route("/api/v1/status", get(status::show))
         .route("/api/v1/dashboard", get(dashboard::show))
+        .route(runs::PATH, post(runs::ask))
+        .route("/api/v1/runs/{id}", get(runs::show))
         .route("/metrics", get(metrics::show))
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))

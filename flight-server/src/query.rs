@@ -19,6 +19,7 @@ mod normalise;
 mod parameters;
 mod past;
 mod planner;
+mod queries;
 mod rewrite;
 mod running;
 mod schemas;
@@ -49,6 +50,7 @@ pub(crate) use settings::display_name;
 pub(crate) use stream::cancelled_error;
 
 use crate::error::{Error, Kind, Result};
+use queries::Queries;
 use running::Registry;
 use snapshot::Snapshots;
 
@@ -86,8 +88,10 @@ struct Shared {
 impl QueryEngine {
     /// A query path over this lake.
     pub fn new(lake: Lake, limits: Limits) -> Self {
-        let registry = Arc::new(Registry::new(Arc::clone(lake.clock())));
-        Self { shared: Arc::new(Shared { snapshots: Snapshots::new(lake.clone()), lake, limits, registry }) }
+        let clock = Arc::clone(lake.clock());
+        let registry = Arc::new(Registry::new(Arc::clone(&clock)));
+        let queries = Arc::new(Queries { registry: Arc::clone(&registry), clock });
+        Self { shared: Arc::new(Shared { snapshots: Snapshots::new(lake.clone(), queries), lake, limits, registry }) }
     }
 
     /// The lake that is served.

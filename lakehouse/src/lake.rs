@@ -120,7 +120,7 @@ impl Lake {
     }
 
     /// Where new ids come from.
-    pub(crate) fn ids(&self) -> &dyn Ids {
+    pub fn ids(&self) -> &dyn Ids {
         self.inner.ids.as_ref()
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures::TryStreamExt as _;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,8 @@ pub const INCARNATION_COLUMN: &str = "_incarnation";
 pub const REPLAY_COLUMN: &str = "_replay_id";
 /// The last commit of every partition is looked for until so many commits in a row were of partitions seen before.
 const LOOK_BACK_MAX: u32 = 30;
+/// Rows a second are those of this time, or of the commits that were looked at if these are younger.
+const RATE_WINDOW: TimeDelta = TimeDelta::minutes(1);
 
 /// The ledger entry of one partition of one topic: the next offset to read. Bronze and the dead letters each have one.
 pub fn ingest_app_id(topic: &str, partition: i32) -> String {
@@ -180,7 +182,7 @@ pub struct ConsumedRange {
 }
 
 /// How far one partition was consumed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct IngestProgress {
     /// The table that it lands in.
     pub table: TableName,
@@ -200,6 +202,8 @@ pub struct IngestProgress {
     pub dead_letters: u64,
     /// When it was committed.
     pub committed_at: Option<DateTime<Utc>>,
+    /// Rows a second of late: in the last minute, or since the oldest of the commits that were looked at.
+    pub rows_per_second: f64,
 }
 
 /// What commits that do not name their table of letters mean.
@@ -265,18 +269,31 @@ impl Lake {
 async fn table_progress(table: &Table) -> Result<Vec<IngestProgress>> {
     let mut newest: BTreeMap<(String, i32), IngestProgress> = BTreeMap::new();
     let version = table.newest_version().await?;
+    let now = table.inner.clock.now();
+    let (mut late, mut since) = (Vec::new(), now - RATE_WINDOW);
     let mut entries = pin!(table.inner.lineage(version));
     let mut commits_without_news = 0;
+    let mut oldest = now;
     while commits_without_news < LOOK_BACK_MAX {
         let Some(commit) = entries.try_next().await? else { break };
         let known = newest.len();
+        oldest = commit.timestamp.unwrap_or(oldest);
         if let Some(info) = commit.ingest_info()? {
             for range in &info.ranges {
                 let key = (info.topic.clone(), range.partition);
+                late.push((key.clone(), oldest, range.rows));
                 newest.entry(key).or_insert_with(|| progress_of(table.name(), &info.topic, range, commit.timestamp));
             }
         }
         commits_without_news = if newest.len() > known { 0 } else { commits_without_news + 1 };
+    }
+    // The rows of the oldest commit came in before it: it only begins the time in which those of the others did.
+    since = since.max(oldest);
+    let seconds = (now - since).as_seconds_f64();
+    for (key, at, rows) in late {
+        if at > since && seconds > 0.0 {
+            newest.entry(key).and_modify(|partition| partition.rows_per_second += rows as f64 / seconds);
+        }
     }
     Ok(newest.into_values().collect())
 }
@@ -297,5 +314,6 @@ fn progress_of(
         rows: range.rows,
         dead_letters: range.dead_letters,
         committed_at,
+        rows_per_second: 0.0,
     }
 }

@@ -23,7 +23,7 @@ use crate::log::{Commit, CommitEntry, Operation};
 use crate::name::TableName;
 use crate::schema::TableSpec;
 use crate::stage::StageOptions;
-use crate::system::timestamp_type;
+use crate::system::{self, timestamp_type};
 use crate::table::Table;
 use crate::version::TableVersion;
 
@@ -88,9 +88,19 @@ static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
     ]))
 });
 
+/// Where the publications stand.
+pub(crate) fn table_name() -> TableName {
+    system::named("publications")
+}
+
+/// Their columns.
+pub(crate) fn schema() -> SchemaRef {
+    SCHEMA.clone()
+}
+
 impl Lake {
     fn publications_table(&self) -> Table {
-        self.table(&TableName::new("system", "publications"))
+        self.table(&table_name())
     }
 
     /// The newest publication of a group; nothing before its first build. Costs one request where nothing changed.

@@ -6,6 +6,8 @@ use std::fmt;
 use std::ops::Deref as _;
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::catalog::{
     CatalogProvider, CatalogProviderList as _, MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider,
@@ -25,7 +27,7 @@ use crate::name::TableName;
 use crate::opaque::Opaque;
 use crate::provider::store_url;
 use crate::publication::Publication;
-use crate::system::{self, SystemTable};
+use crate::system::{self, SystemSource, SystemTable};
 
 /// The catalog that holds the lake's schemas; also the database that a PostgreSQL client connects to.
 pub const CATALOG: &str = "lake";
@@ -61,6 +63,8 @@ pub(crate) type BaseState = Opaque<SessionState>;
 pub struct SessionFactory {
     lake: Lake,
     base: BaseState,
+    /// System tables that other parts of this process compute.
+    sources: Vec<Arc<dyn SystemSource>>,
 }
 
 impl fmt::Debug for SessionFactory {
@@ -71,7 +75,14 @@ impl fmt::Debug for SessionFactory {
 
 impl SessionFactory {
     pub(crate) fn new(lake: &Lake, base: BaseState) -> Self {
-        Self { lake: lake.clone(), base }
+        Self { lake: lake.clone(), base, sources: Vec::new() }
+    }
+
+    /// The same, whose sessions show one more system table.
+    #[must_use]
+    pub fn with_system_table(mut self, source: Arc<dyn SystemSource>) -> Self {
+        self.sources.push(source);
+        self
     }
 
     pub(crate) fn lake(&self) -> &Lake {
@@ -91,13 +102,12 @@ impl SessionFactory {
     pub async fn at_publication(&self, publication: Option<&Publication>) -> Result<SessionContext> {
         let mut schemas: BTreeMap<String, BTreeMap<String, Slot>> =
             SCHEMAS.iter().map(|schema| ((*schema).to_owned(), BTreeMap::new())).collect();
-        for table in SystemTable::ALL {
-            let slot = Slot::System(*table, self.lake.clone());
-            schemas.entry("system".to_owned()).or_default().insert(table.name().to_owned(), slot);
+        for (name, slot) in self.system_tables() {
+            schemas.entry(name.schema).or_default().insert(name.name, slot);
         }
         for name in self.lake.known_heads().await? {
             let slot = Slot::Head(self.lake.clone(), name.clone());
-            schemas.entry(name.schema).or_default().insert(name.name, slot);
+            schemas.entry(name.schema).or_default().entry(name.name).or_insert(slot);
         }
         for (name, pinned) in publication.iter().flat_map(|publication| &publication.tables) {
             if is_read_at_head(&name.schema) {
@@ -112,6 +122,20 @@ impl SessionFactory {
             schemas.entry(name.schema.clone()).or_default().insert(name.name.clone(), slot);
         }
         Ok(self.with_catalog(Arc::new(LakeCatalog::new(schemas))))
+    }
+
+    /// The system tables that are there in every lake, whether somebody has written to them yet or not.
+    fn system_tables(&self) -> Vec<(TableName, Slot)> {
+        let computed = SystemTable::ALL.iter().map(|table| {
+            let slot = Slot::System(*table, self.lake.clone());
+            (system::named(table.name()), slot)
+        });
+        let written = system::written().into_iter().map(|(name, schema)| {
+            let slot = Slot::Written(self.lake.clone(), name.clone(), schema);
+            (name, slot)
+        });
+        let given = self.sources.iter().map(|source| (system::named(source.name()), Slot::Given(source.clone())));
+        computed.chain(written).chain(given).collect()
     }
 
     fn with_catalog(&self, catalog: Arc<dyn CatalogProvider>) -> SessionContext {
@@ -171,8 +195,12 @@ enum Slot {
     Pinned(Arc<dyn TableProvider>),
     /// The newest version at the moment of planning.
     Head(Lake, TableName),
+    /// The same of a table that is shown without rows as long as nobody has made it.
+    Written(Lake, TableName, SchemaRef),
     /// Computed at the moment of planning.
     System(SystemTable, Lake),
+    /// Computed by another part of this process.
+    Given(Arc<dyn SystemSource>),
 }
 
 impl Slot {
@@ -180,7 +208,14 @@ impl Slot {
         match self {
             Self::Pinned(provider) => Ok(provider.clone()),
             Self::Head(lake, name) => Ok(lake.table(name).head().await?.provider()),
+            Self::Written(lake, name, schema) => match lake.table(name).head().await {
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    system::provider_of(&name.name, RecordBatch::new_empty(schema.clone()))
+                }
+                head => Ok(head?.provider()),
+            },
             Self::System(table, lake) => system::provider(*table, lake).await,
+            Self::Given(source) => system::provider_of(source.name(), source.rows()?),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Running data tests on a table as a build sees it, staged files included.
 
+use std::time::Instant;
+
 use arrow::array::AsArray as _;
 use arrow::datatypes::Int64Type;
 use lakehouse::Lake;
@@ -9,7 +11,7 @@ use crate::data_tests::{DataTest, Severity};
 use crate::error::Result;
 use crate::query::{self, Relations, quoted};
 use crate::refresh::{Pending, TestsChanged};
-use crate::report::{TestRun, TestScope, TestStatus};
+use crate::report::{TestRun, TestScope, TestStatus, millis};
 use crate::view::View;
 
 /// Runs the tests of a model on what would be its table.
@@ -26,6 +28,7 @@ pub(crate) async fn audit(lake: &Lake, model: &Model, view: &View, pending: Opti
 }
 
 async fn run(lake: &Lake, model: &Model, view: &View, test: &DataTest, scope: TestScope) -> TestRun {
+    let (started_at, started) = (lake.clock().now(), Instant::now());
     let (status, failures, message) = match failures(lake, model, view, test, scope).await {
         Ok(0) => (TestStatus::Pass, 0, None),
         Ok(failures) if test.severity == Severity::Warn => (TestStatus::Warn, failures, None),
@@ -35,11 +38,15 @@ async fn run(lake: &Lake, model: &Model, view: &View, test: &DataTest, scope: Te
     let run = TestRun {
         test: test.name.clone(),
         model: model.name.clone(),
+        kind: test.check.kind(),
+        columns: test.check.columns(),
         status,
         failures,
         severity: test.severity,
         scope,
         message,
+        started_at,
+        millis: millis(started.elapsed()),
     };
     if run.status != TestStatus::Pass {
         tracing::warn!(test = %run.test, model = %run.model, failures, message = run.message, "data test did not pass");

@@ -50,6 +50,25 @@ pub enum Severity {
     Warn,
 }
 
+impl Check {
+    /// The name that a project gives to this kind of test.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::NotNull { .. } => "not_null",
+            Self::Unique { .. } => "unique",
+            Self::Accepted { .. } => "accepted_values",
+        }
+    }
+
+    /// The columns that it is about.
+    pub(crate) fn columns(&self) -> Vec<String> {
+        match self {
+            Self::NotNull { column } | Self::Accepted { column, .. } => vec![column.clone()],
+            Self::Unique { columns } => columns.clone(),
+        }
+    }
+}
+
 impl DataTest {
     /// The query that counts what breaks the rule in `relation`.
     pub(crate) fn sql(&self, relation: &str) -> String {

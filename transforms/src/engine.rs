@@ -11,8 +11,9 @@
 mod publish;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use lakehouse::{Commit, Compaction, Lake, Operation, Outcome, TableName};
 use serde_json::{Map, json};
 use tokio_util::sync::CancellationToken;
@@ -21,7 +22,7 @@ use crate::audit;
 use crate::compile::{Compiled, Model};
 use crate::error::{Error, ErrorKind, Result, conflict};
 use crate::refresh::{self, Audit, Planned, Refresh, RefreshKind, RefreshMode};
-use crate::report::{BuildReport, ModelRun, ModelStatus};
+use crate::report::{BuildReport, ModelRun, ModelStatus, millis};
 use crate::view::View;
 
 /// So often a build starts over because another one was first.
@@ -97,12 +98,12 @@ impl Plan<'_> {
             committed: BTreeMap::new(),
         };
         for model in self.project.models.iter().filter(|model| self.selected.contains(&model.name)) {
-            let started = Instant::now();
+            let (started_at, started) = (self.lake.clock().now(), Instant::now());
             let staged = match pass.first_fault(model) {
                 Some(parent) => Err(Stop::Skipped(format!("{parent}, which it reads, failed"))),
                 None => pass.stage_model(model, mode).await.map_err(Stop::Failed),
             };
-            pass.take(model, staged, started)?;
+            pass.take(model, staged, started_at, started.elapsed())?;
         }
         if self.goal == Goal::Publish {
             pass.audit().await;
@@ -169,26 +170,39 @@ impl Pass<'_> {
     }
 
     /// Notes how staging a model ended. Only what concerns the whole build is an error here.
-    fn take(&mut self, model: &Model, staged: Result<Refresh, Stop>, started: Instant) -> Result<()> {
+    fn take(
+        &mut self,
+        model: &Model,
+        staged: Result<Refresh, Stop>,
+        started_at: DateTime<Utc>,
+        took: Duration,
+    ) -> Result<()> {
+        let version_of = |name: &TableName| Some((name.clone(), self.views.get(name)?.base.version));
         let mut run = ModelRun {
             model: model.name.clone(),
             table: model.table.clone(),
             status: ModelStatus::Unchanged,
             refresh: None,
             reason: String::new(),
+            sources: model.inputs.iter().filter_map(version_of).collect(),
+            files_read: 0,
             rows_read: 0,
             rows_written: 0,
+            rows_removed: 0,
             files_added: 0,
             files_removed: 0,
             version: None,
-            millis: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            started_at,
+            millis: millis(took),
         };
         match staged {
             Ok(refresh) => {
                 run.refresh = Some(refresh.kind);
                 run.reason = refresh.reason.clone();
+                run.files_read = refresh.files_read;
                 run.rows_read = refresh.rows_read;
                 run.rows_written = refresh.view.adds.iter().map(|file| file.rows()).sum();
+                run.rows_removed = refresh::rows_of(&refresh.view.removes);
                 run.files_added = refresh.view.adds.len();
                 run.files_removed = refresh.view.removes.len();
                 run.version = Some(refresh.view.base.version);
@@ -281,6 +295,7 @@ impl Pass<'_> {
         let changed = refresh.kind != RefreshKind::Unchanged;
         for run in self.runs.iter_mut().filter(|run| run.model == model.name) {
             run.version = Some(version);
+            run.sources.clone_from(&pending.cursors);
             if changed {
                 run.status = ModelStatus::Built;
                 tracing::debug!(

@@ -11,6 +11,7 @@
 //!
 //! This crate knows Jinja and logical plans. It never knows Kafka or a wire protocol.
 
+mod asked;
 mod audit;
 mod class;
 mod compile;
@@ -25,6 +26,7 @@ mod project;
 mod query;
 mod refresh;
 mod report;
+mod run_log;
 mod select;
 mod suggest;
 mod view;
@@ -35,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 use compile::Compiled;
 use engine::{Ended, Goal, Plan};
+use run_log::{RunLog, Trigger};
 
 pub use compile::Variables;
 pub use config::Materialization;
@@ -87,6 +90,7 @@ pub async fn test(lake: &Lake, project: &Project, options: &Options) -> Result<B
         let view = view::View::of(table.clone(), table.head().await?);
         report.tests.extend(audit::audit(lake, model, &view, None).await);
     }
+    log_run(lake, &project, &report).await;
     Ok(report)
 }
 
@@ -115,7 +119,7 @@ pub fn ls(project: &Project, options: &Options) -> Result<Vec<ModelListing>> {
     Ok(models.map(ModelListing::of).collect())
 }
 
-/// Builds whenever a source has something new, until the token is cancelled: while it computes it ends at once, while it
+/// Builds whenever a source has something new or a door asks for it, until the token is cancelled: while it computes it ends at once, while it
 /// commits after the publication. A build that fails is reported in `progress` and tried again after a pause.
 ///
 /// # Errors
@@ -139,9 +143,19 @@ async fn run_to(lake: &Lake, project: &Project, options: &Options, goal: Goal) -
     let selected = select::select(&project, &options.select)?;
     let plan = Plan { lake, project: &project, selected: &selected, mode: options.refresh, goal };
     let ended = plan.run(&CancellationToken::new()).await;
+    if let Ok(Ended::Done(report)) = &ended {
+        log_run(lake, &project, report).await;
+    }
     lake.settle().await;
     match ended? {
         Ended::Done(report) => Ok(report),
         Ended::Cancelled => unreachable!("nobody else has this token"),
     }
+}
+
+/// Tells everybody what a command did.
+async fn log_run(lake: &Lake, project: &Compiled, report: &BuildReport) {
+    let mut log = RunLog::new(lake);
+    log.note(Trigger::ByHand, project, report);
+    log.write(&CancellationToken::new()).await;
 }

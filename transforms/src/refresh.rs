@@ -108,6 +108,7 @@ pub(crate) struct Refresh {
     pub(crate) pending: Option<Pending>,
     pub(crate) kind: RefreshKind,
     pub(crate) reason: String,
+    pub(crate) files_read: usize,
     pub(crate) rows_read: u64,
 }
 
@@ -245,18 +246,20 @@ impl<'a> Planned<'a> {
         match decision.kind {
             DecisionKind::Nothing(cursors) => {
                 let pending = (cursors == Cursors::Move || untested).then_some(pending);
-                Ok(Refresh { view, pending, kind: RefreshKind::Unchanged, reason, rows_read: 0 })
+                Ok(Refresh { view, pending, kind: RefreshKind::Unchanged, reason, files_read: 0, rows_read: 0 })
             }
             DecisionKind::Everything => {
-                let rows_read = self.inputs.values().map(|view| rows_of(&view.files())).sum();
+                let files: Vec<_> = self.inputs.values().flat_map(View::files).collect();
+                let (files_read, rows_read) = (files.len(), rows_of(&files));
                 view.adds = self.rebuild(&view).await?;
                 view.removes = view.base.files.to_vec();
-                Ok(Refresh { view, pending: Some(pending), kind: RefreshKind::Full, reason, rows_read })
+                let kind = RefreshKind::Full;
+                Ok(Refresh { view, pending: Some(pending), kind, reason, files_read, rows_read })
             }
             DecisionKind::New { source, files } => {
-                let rows_read = rows_of(&files);
+                let (files_read, rows_read) = (files.len(), rows_of(&files));
                 let kind = self.add(&mut view, &source, files).await?;
-                Ok(Refresh { view, pending: Some(pending), kind, reason, rows_read })
+                Ok(Refresh { view, pending: Some(pending), kind, reason, files_read, rows_read })
             }
         }
     }

@@ -1,7 +1,10 @@
 //! What a build did, model by model and test by test, for people and as JSON.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use lakehouse::{Publication, TableName};
 use serde::Serialize;
 
@@ -34,16 +37,24 @@ pub struct ModelRun {
     pub refresh: Option<RefreshKind>,
     /// Why in this way; or what went wrong.
     pub reason: String,
+    /// The version of each table that it reads, as far as these are known.
+    pub sources: BTreeMap<TableName, u64>,
+    /// Source files that were read.
+    pub files_read: usize,
     /// Rows in the source files that were read.
     pub rows_read: u64,
     /// Rows in the files that were written.
     pub rows_written: u64,
+    /// Rows in the files that went out. Most of them are in the written ones again where a refresh merges.
+    pub rows_removed: u64,
     /// Files that came into the table.
     pub files_added: usize,
     /// Files that went out of it.
     pub files_removed: usize,
     /// The table's version afterwards.
     pub version: Option<u64>,
+    /// When computing began.
+    pub started_at: DateTime<Utc>,
     /// How long computing and staging took, in milliseconds.
     pub millis: u64,
 }
@@ -71,6 +82,10 @@ pub struct TestRun {
     pub test: String,
     /// The model whose table it is about.
     pub model: String,
+    /// What has to hold: the name that a project gives to this kind of test.
+    pub kind: &'static str,
+    /// The columns that it is about.
+    pub columns: Vec<String>,
     /// How it ended.
     pub status: TestStatus,
     /// Rows, or keys, that break the rule.
@@ -81,6 +96,10 @@ pub struct TestRun {
     pub scope: TestScope,
     /// What went wrong, if it could not be run.
     pub message: Option<String>,
+    /// When it began.
+    pub started_at: DateTime<Utc>,
+    /// How long it took, in milliseconds.
+    pub millis: u64,
 }
 
 /// How a test ended.
@@ -127,6 +146,10 @@ impl BuildReport {
     pub fn changed(&self) -> bool {
         !self.publications.is_empty() || self.models.iter().any(|run| run.status == ModelStatus::Built)
     }
+}
+
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl ModelStatus {

@@ -5,17 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use lakehouse::{ErrorKind, Lake, TableName};
+use lakehouse::{ErrorKind, Lake, Request, TableName};
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::asked::{self, Asked};
 use crate::compile::Compiled;
 use crate::engine::{Ended, Goal, Plan};
 use crate::error::Result;
 use crate::refresh::RefreshMode;
 use crate::report::BuildReport;
+use crate::run_log::{RunLog, Trigger};
 
 /// The longest pause after a build that failed.
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(30);
@@ -23,7 +25,8 @@ const RETRY_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How often is looked, and how often built.
 #[derive(Debug, Clone)]
 pub struct Cadence {
-    /// From the start of one build to the start of the next at least this long.
+    /// From the start of one build to the start of the next at least this long. As often is looked for a build that was
+    /// asked for.
     pub interval: Duration,
     /// So long is waited between two looks at the sources while they move. A look is one small request for each of them.
     pub poll: Duration,
@@ -77,18 +80,28 @@ pub(crate) struct Watch<'a> {
 
 impl Watch<'_> {
     pub(crate) async fn run(mut self, token: &CancellationToken) -> Result<()> {
+        let mut log = RunLog::new(self.lake);
+        let ended = self.build_on_news(&mut log, token).await;
+        log.write(token).await;
+        ended
+    }
+
+    async fn build_on_news(&mut self, log: &mut RunLog, token: &CancellationToken) -> Result<()> {
         let mut built_from = Heads::new();
         let mut pause = Duration::ZERO;
+        let mut trigger = Trigger::First;
+        let mut asked = Asked::new(self.lake, self.cadence.interval);
         let mut commits = self.lake.commits();
         let mut last_news = Instant::now();
         loop {
             let started = Instant::now();
             // What is committed from here on is either seen by this look, or wakes the next one.
             commits.mark_unchanged();
+            let request = asked.next().await;
             let ended = match self.heads().await {
-                Ok(heads) if heads == built_from => None,
+                Ok(heads) if heads == built_from && request.is_none() => None,
                 Ok(heads) => {
-                    let ended = self.build(token).await;
+                    let ended = self.build(request.as_ref(), trigger, log, token).await;
                     built_from = heads;
                     Some(ended)
                 }
@@ -98,11 +111,14 @@ impl Watch<'_> {
             if !is_idle {
                 last_news = started;
             }
+            if let (Some(request), Some(ended)) = (&request, &ended) {
+                asked.answer(request, ended).await;
+            }
             let wait = match ended {
                 None => self.cadence.wait(last_news.elapsed()),
                 Some(Ok(Ended::Cancelled)) => return Ok(()),
                 Some(Ok(Ended::Done(report))) if !report.failed() => {
-                    pause = Duration::ZERO;
+                    (pause, trigger) = (Duration::ZERO, Trigger::NewData);
                     self.note(report);
                     self.cadence.interval.saturating_sub(started.elapsed())
                 }
@@ -110,32 +126,43 @@ impl Watch<'_> {
                 Some(fault) => {
                     // Whatever is new or not: a build that failed is tried again.
                     built_from.clear();
+                    trigger = Trigger::Retry;
                     pause = (pause * 2).clamp(self.cadence.interval, RETRY_PAUSE_MAX);
                     self.note_fault(fault, pause);
                     pause
                 }
             };
+            let next = Instant::now() + wait;
+            log.write_if_due(token).await;
             tokio::select! {
                 () = token.cancelled() => return Ok(()),
                 Ok(()) = commits.changed(), if is_idle => {}
-                () = tokio::time::sleep(wait) => {}
+                () = tokio::time::sleep_until(next) => {}
             }
         }
     }
 
-    async fn build(&mut self, token: &CancellationToken) -> Result<Ended> {
+    async fn build(
+        &mut self,
+        request: Option<&Request>,
+        trigger: Trigger,
+        log: &mut RunLog,
+        token: &CancellationToken,
+    ) -> Result<Ended> {
+        let asked_for = request.map_or(RefreshMode::Automatic, asked::mode_of);
         let plan = Plan {
             lake: self.lake,
             project: self.project,
             selected: &self.selected,
-            mode: self.mode,
+            mode: if asked_for == RefreshMode::Full { asked_for } else { self.mode },
             goal: Goal::Publish,
         };
         let ended = plan.run(token).await;
-        if let Ok(Ended::Done(report)) = &ended
-            && !report.failed()
-        {
-            self.mode = RefreshMode::Automatic;
+        if let Ok(Ended::Done(report)) = &ended {
+            log.note(if request.is_some() { Trigger::Request } else { trigger }, self.project, report);
+            if !report.failed() {
+                self.mode = RefreshMode::Automatic;
+            }
         }
         ended
     }
@@ -196,7 +223,8 @@ fn ends_the_watch(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::StorageFull | ErrorKind::NewerLake)
 }
 
-fn faults(report: &BuildReport) -> String {
+/// What went wrong in a build.
+pub(crate) fn faults(report: &BuildReport) -> String {
     let models = report.models.iter().filter(|run| run.status.is_fault()).map(ToString::to_string);
     let tests = report.tests.iter().filter(|run| run.status.is_fault()).map(ToString::to_string);
     models.chain(tests).collect::<Vec<_>>().join("; ")

@@ -1,11 +1,12 @@
-//! What stands before every answer: only GET, only names of this machine, and headers that keep other pages out.
+//! What stands before every answer: only names of this machine, nothing that changes anything on behalf of another page, and
+//! headers that keep other pages out.
 
 use axum::extract::{Request, State as Extract};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 
-use super::{State, failure};
+use super::{State, failure, runs};
 
 /// Whether the `Host` header must name this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,12 +49,31 @@ fn refuse(host_check: HostCheck, request: &Request) -> Option<Response> {
                        on another address";
         return Some(failure(StatusCode::FORBIDDEN, message));
     }
-    if request.method() != Method::GET && request.method() != Method::HEAD {
-        let mut refusal = failure(StatusCode::METHOD_NOT_ALLOWED, "the console only reads: use GET");
+    if request.method() == Method::GET || request.method() == Method::HEAD {
+        return None;
+    }
+    let path = request.uri().path();
+    if request.method() != Method::POST || path != runs::PATH {
+        let message = format!("{path} only reads: use GET");
+        let mut refusal = failure(StatusCode::METHOD_NOT_ALLOWED, &message);
         refusal.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
         return Some(refusal);
     }
+    if !is_of_this_page(request.headers()) {
+        let message = "the Origin header names another page: this is only for the console's own page, and for programs, which \
+                       send none";
+        return Some(failure(StatusCode::FORBIDDEN, message));
+    }
     None
+}
+
+/// Whether a request comes of the console's own page, or of no page at all. A browser tells with every request that changes
+/// something which page it is of; there is no login here that another page's request would lack.
+fn is_of_this_page(headers: &HeaderMap) -> bool {
+    let Some(origin) = headers.get(header::ORIGIN) else { return true };
+    let own = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+    origin.is_some_and(|(_, from)| own.is_some_and(|own| from.eq_ignore_ascii_case(own)))
 }
 
 fn names_this_machine(headers: &HeaderMap) -> bool {

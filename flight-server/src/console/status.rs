@@ -263,6 +263,7 @@ mod tests {
             rows: 1,
             dead_letters: 0,
             committed_at: None,
+            rows_per_second: 0.0,
         }
     }
 

@@ -14,7 +14,6 @@ use lakehouse::Opaque;
 use tokio_util::sync::CancellationToken;
 
 use super::past::PastPlanner;
-use super::running::Outcome;
 use super::schemas::{CATALOG, search_schema};
 use super::stream::{Deadline, ResultStream, cancelled_error};
 use super::{
@@ -108,7 +107,7 @@ pub(super) async fn execute(
             Ok(ResultStream::new(Arc::clone(&prepared.schema), rows, registration, deadline, limits.batch_rows_max))
         }
         Err(error) => {
-            registration.ended(Outcome::of(&error));
+            registration.failed(&error);
             Err(error)
         }
     }

@@ -1,6 +1,6 @@
 //! The registry of statements: what runs now (for `system.queries`, `/metrics` and `query kill`) and what has run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,6 +10,11 @@ use lakehouse::Clock;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Kind};
+
+/// So many statements that ended are remembered.
+const ENDED_MAX: usize = 1_000;
+/// So much is remembered of a statement's text and of its error, in characters.
+const TEXT_MAX: usize = 1_000;
 
 /// Through which door a statement came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,7 +65,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// How a statement ended that ended with this error.
-    pub(super) fn of(error: &Error) -> Self {
+    fn of(error: &Error) -> Self {
         match error.kind() {
             Kind::Cancelled | Kind::TimedOut => Self::Cancelled,
             _ => Self::Failed,
@@ -109,27 +114,81 @@ pub struct Totals {
     pub rows: u64,
 }
 
+/// A statement that runs or ran, as `system.queries` shows it.
+#[derive(Debug, Clone)]
+pub(super) struct QueryRecord {
+    pub(super) id: QueryId,
+    pub(super) door: Door,
+    pub(super) user: String,
+    /// Its text, or the beginning of it.
+    pub(super) sql: Arc<str>,
+    pub(super) started_at: DateTime<Utc>,
+    /// None while it runs, as its outcome.
+    pub(super) ended_at: Option<DateTime<Utc>>,
+    pub(super) outcome: Option<Outcome>,
+    pub(super) rows: u64,
+    /// Bytes of these rows in memory.
+    pub(super) bytes: u64,
+    pub(super) error: Option<String>,
+}
+
 /// All statements of one process.
+#[derive(Debug)]
 pub(super) struct Registry {
     clock: Arc<dyn Clock>,
     next_id: AtomicU64,
     inner: Mutex<Inner>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Inner {
     running: BTreeMap<QueryId, Entry>,
+    /// Those that ended last, the last one at the end.
+    ended: VecDeque<QueryRecord>,
     totals: BTreeMap<(Door, Outcome), (u64, u64)>,
 }
 
+#[derive(Debug)]
 struct Entry {
     door: Door,
     user: String,
     sql: Arc<str>,
     started_at: DateTime<Utc>,
     /// Shared with the ticket that counts.
-    rows: Arc<AtomicU64>,
+    given: Arc<Given>,
     cancel: CancellationToken,
+}
+
+/// What a statement has given so far.
+#[derive(Debug, Default)]
+struct Given {
+    rows: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Entry {
+    fn record(&self, id: QueryId) -> QueryRecord {
+        QueryRecord {
+            id,
+            door: self.door,
+            user: self.user.clone(),
+            sql: shortened(&self.sql).into(),
+            started_at: self.started_at,
+            ended_at: None,
+            outcome: None,
+            rows: self.given.rows.load(Ordering::Relaxed),
+            bytes: self.given.bytes.load(Ordering::Relaxed),
+            error: None,
+        }
+    }
+}
+
+/// The beginning of a text that is too long to be remembered.
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(TEXT_MAX) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 impl Registry {
@@ -140,18 +199,27 @@ impl Registry {
     /// Enters a statement; it stays until the entry is dropped.
     pub(super) fn enter(self: &Arc<Self>, door: Door, user: &str, sql: Arc<str>) -> Registration {
         let id = QueryId(self.next_id.fetch_add(1, Ordering::Relaxed));
-        let rows = Arc::new(AtomicU64::new(0));
+        let given = Arc::new(Given::default());
         let cancel = CancellationToken::new();
         let entry = Entry {
             door,
             user: user.to_owned(),
             sql,
             started_at: self.clock.now(),
-            rows: Arc::clone(&rows),
+            given: Arc::clone(&given),
             cancel: cancel.clone(),
         };
         self.lock().running.insert(id, entry);
-        Registration { registry: Arc::clone(self), id, rows, cancel, outcome: Outcome::Abandoned }
+        Registration { registry: Arc::clone(self), id, given, cancel, outcome: Outcome::Abandoned, error: None }
+    }
+
+    /// What runs and what ran of late, oldest first.
+    pub(super) fn records(&self) -> Vec<QueryRecord> {
+        let inner = self.lock();
+        let mut records: Vec<_> = inner.ended.iter().cloned().collect();
+        records.extend(inner.running.iter().map(|(id, entry)| entry.record(*id)));
+        records.sort_by_key(|record| record.id);
+        records
     }
 
     pub(super) fn running(&self) -> Vec<RunningQuery> {
@@ -165,7 +233,7 @@ impl Registry {
                 user: entry.user.clone(),
                 sql: Arc::clone(&entry.sql),
                 started_at: entry.started_at,
-                rows: entry.rows.load(Ordering::Relaxed),
+                rows: entry.given.rows.load(Ordering::Relaxed),
             })
             .collect()
     }
@@ -194,12 +262,18 @@ impl Registry {
         }
     }
 
-    fn leave(&self, id: QueryId, outcome: Outcome) {
+    fn leave(&self, id: QueryId, outcome: Outcome, error: Option<String>) {
+        let ended_at = Some(self.clock.now());
         let mut inner = self.lock();
         if let Some(entry) = inner.running.remove(&id) {
+            let record = QueryRecord { ended_at, outcome: Some(outcome), error, ..entry.record(id) };
             let (statements, rows) = inner.totals.entry((entry.door, outcome)).or_default();
             *statements += 1;
-            *rows += entry.rows.load(Ordering::Relaxed);
+            *rows += record.rows;
+            inner.ended.push_back(record);
+            if inner.ended.len() > ENDED_MAX {
+                inner.ended.pop_front();
+            }
         }
     }
 
@@ -213,9 +287,10 @@ impl Registry {
 pub(super) struct Registration {
     registry: Arc<Registry>,
     id: QueryId,
-    rows: Arc<AtomicU64>,
+    given: Arc<Given>,
     cancel: CancellationToken,
     outcome: Outcome,
+    error: Option<String>,
 }
 
 impl Registration {
@@ -228,17 +303,24 @@ impl Registration {
         &self.cancel
     }
 
-    pub(super) fn count(&self, rows: u64) {
-        self.rows.fetch_add(rows, Ordering::Relaxed);
+    pub(super) fn count(&self, rows: u64, bytes: u64) {
+        self.given.rows.fetch_add(rows, Ordering::Relaxed);
+        self.given.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    pub(super) fn ended(&mut self, outcome: Outcome) {
-        self.outcome = outcome;
+    /// All rows were read.
+    pub(super) fn done(&mut self) {
+        self.outcome = Outcome::Done;
+    }
+
+    pub(super) fn failed(&mut self, error: &Error) {
+        self.outcome = Outcome::of(error);
+        self.error = Some(shortened(error.message()));
     }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.registry.leave(self.id, self.outcome);
+        self.registry.leave(self.id, self.outcome, self.error.take());
     }
 }

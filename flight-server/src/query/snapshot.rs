@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use datafusion::prelude::SessionContext;
-use lakehouse::{DEFAULT_GROUP, Lake, Opaque, Publication};
+use lakehouse::{DEFAULT_GROUP, Lake, Opaque, Publication, SystemSource};
 
 use super::schemas;
 use crate::error::{Error, Kind, Result};
@@ -34,13 +34,15 @@ impl Snapshot {
 /// Makes snapshots, and keeps the newest.
 pub(super) struct Snapshots {
     lake: Lake,
+    /// The system table that the doors add to those of the lake.
+    queries: Arc<dyn SystemSource>,
     /// Held for a moment only. Two statements may make the same snapshot at the same time; either is right.
     newest: Mutex<Option<Arc<Snapshot>>>,
 }
 
 impl Snapshots {
-    pub(super) fn new(lake: Lake) -> Self {
-        Self { lake, newest: Mutex::new(None) }
+    pub(super) fn new(lake: Lake, queries: Arc<dyn SystemSource>) -> Self {
+        Self { lake, queries, newest: Mutex::new(None) }
     }
 
     /// The snapshot of the newest publication: asks the lake each time (a poll of the next log entry), and makes a new
@@ -80,7 +82,8 @@ impl Snapshots {
     }
 
     async fn make(&self, publication: Option<Publication>) -> Result<Snapshot> {
-        let context = self.lake.session_factory().at_publication(publication.as_ref()).await?;
+        let sessions = self.lake.session_factory().with_system_table(Arc::clone(&self.queries));
+        let context = sessions.at_publication(publication.as_ref()).await?;
         schemas::install(&context, &self.lake)?;
         Ok(Snapshot { publication, context: Opaque::new(context) })
     }

@@ -12,7 +12,7 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::normalise::normalise_batch;
-use super::running::{Outcome, QueryId, Registration};
+use super::running::{QueryId, Registration};
 use crate::error::{Error, Kind, Result};
 
 /// The rows of one statement. Nothing is computed before it is asked for, but for what the engine reads ahead within its
@@ -96,14 +96,15 @@ impl ResultStream {
         self.registration.token().clone()
     }
 
-    fn end(&mut self, outcome: Outcome) {
+    /// Gives back all of the engine's memory.
+    fn free(&mut self) {
         self.rows = None;
         self.rest = None;
-        self.registration.ended(outcome);
     }
 
     fn fail(&mut self, error: Error) -> Poll<Option<Result<RecordBatch>>> {
-        self.end(Outcome::of(&error));
+        self.free();
+        self.registration.failed(&error);
         Poll::Ready(Some(Err(error)))
     }
 
@@ -119,9 +120,14 @@ impl ResultStream {
 
     fn hand_out(&mut self, batch: RecordBatch) -> Poll<Option<Result<RecordBatch>>> {
         let part = self.slice(batch);
-        self.registration.count(part.num_rows() as u64);
+        self.registration.count(part.num_rows() as u64, bytes_of(&part));
         Poll::Ready(Some(Ok(part)))
     }
+}
+
+/// The bytes of these rows, of which the buffers may hold more.
+fn bytes_of(rows: &RecordBatch) -> u64 {
+    rows.columns().iter().map(|column| column.to_data().get_slice_memory_size().unwrap_or(0) as u64).sum()
 }
 
 impl Stream for ResultStream {
@@ -149,7 +155,8 @@ impl Stream for ResultStream {
             match rows.poll_next_unpin(context) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => {
-                    this.end(Outcome::Done);
+                    this.free();
+                    this.registration.done();
                     return Poll::Ready(None);
                 }
                 Poll::Ready(Some(Err(error))) => return this.fail(Error::from(error)),

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use datafusion::arrow::array::{Int64Array, RecordBatch, StringArray};
 use flight_server::console::{self, Addresses};
 use flight_server::query::{Limits, QueryEngine};
 use lakehouse::{
-    Commit, DEFAULT_GROUP, Lake, Operation, PinnedTable, StageOptions, StorageOptions, SystemClock, TableName,
-    TableSpec,
+    BUILD_REQUEST, Commit, DEFAULT_GROUP, Lake, Operation, PinnedTable, StageOptions, StorageOptions, SystemClock,
+    TableName, TableSpec,
 };
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -64,6 +65,12 @@ impl Console {
         let (headers, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
         let status = headers.split_whitespace().nth(1).and_then(|code| code.parse().ok()).expect("a status");
         Answer { status, headers: headers.to_lowercase(), body: body.to_owned() }
+    }
+
+    async fn post(&self, path: &str, headers: &str, body: &str) -> Answer {
+        let length = body.len();
+        let host = format!("Host: 127.0.0.1:{}\r\nContent-Length: {length}\r\nConnection: close\r\n", self.port);
+        self.ask(&format!("POST {path} HTTP/1.1\r\n{host}{headers}\r\n{body}")).await
     }
 
     /// Writes one table whole, without publishing it.
@@ -242,6 +249,7 @@ async fn only_gets_that_name_this_machine_are_answered() {
     assert_eq!(rebound.status, 403);
     assert!(rebound.json()["error"].as_str().is_some_and(|error| error.contains("Host")));
     assert_eq!(console.ask(&request("POST", "localhost")).await.status, 405);
+    assert_eq!(console.ask(&request("PUT", "localhost")).await.status, 405);
     let page = console.get("/").await;
     for header in
         ["content-security-policy: default-src 'none'", "x-content-type-options: nosniff", "x-frame-options: deny"]
@@ -254,5 +262,58 @@ async fn only_gets_that_name_this_machine_are_answered() {
     for asset in ["/assets/console.css", "/assets/console.js"] {
         assert_eq!(console.get(asset).await.status, 200);
     }
+    console.stop().await;
+}
+
+#[tokio::test]
+async fn a_build_is_asked_for_and_its_answer_is_waited_for() {
+    let console = Console::start().await;
+    // Nobody is there who builds.
+    let asked = console.post("/api/v1/runs", "", r#"{"wait_seconds": 0}"#).await;
+    assert_eq!((asked.status, &asked.json()["state"]), (202, &json!("asked")), "{}", asked.body);
+    let place = format!("/api/v1/runs/{}", asked.json()["id"].as_str().expect("an id"));
+    assert!(asked.headers.contains(&format!("location: {place}")), "{}", asked.headers);
+
+    // Somebody comes who does, and who waits for one more.
+    let lake = console.lake.clone();
+    let building = async move {
+        let mut requests = lake.requests();
+        for publication in [7, 8] {
+            let request = loop {
+                match requests.take(BUILD_REQUEST, "a builder").await.expect("looked") {
+                    Some(request) => break request,
+                    None => tokio::time::sleep(Duration::from_millis(5)).await,
+                }
+            };
+            let answer = json!({ "publication": publication, "arguments": request.arguments });
+            requests.finish(&request, Ok(answer)).await.expect("it is ours");
+        }
+    };
+    let (answered, ()) = tokio::join!(console.post("/api/v1/runs", "", r#"{"full_refresh": true}"#), building);
+    let answer = answered.json();
+    assert_eq!((answered.status, &answer["state"], &answer["answer"]["publication"]), (200, &json!("done"), &json!(8)));
+    assert_eq!(answer["answer"]["arguments"], json!({ "full_refresh": true }));
+    let first = console.get(&place).await;
+    assert_eq!((first.status, &first.json()["answer"]["publication"]), (200, &json!(7)));
+    assert_eq!(console.get("/api/v1/runs/nosuch").await.status, 404);
+    console.stop().await;
+}
+
+#[tokio::test]
+async fn another_page_or_a_body_with_a_mistake_asks_for_nothing() {
+    let console = Console::start().await;
+    for (headers, body, status) in [
+        ("Origin: http://evil.example\r\n", "", 403),
+        ("Origin: null\r\n", "", 403),
+        ("", r#"{"full": true}"#, 400),
+        ("", "full_refresh", 400),
+    ] {
+        let refused = console.post("/api/v1/runs", headers, body).await;
+        assert_eq!(refused.status, status, "{headers}{body}: {}", refused.body);
+        assert!(refused.json()["error"].is_string());
+    }
+    assert!(console.lake.tables().await.expect("listed").is_empty());
+    let own = format!("Origin: http://127.0.0.1:{}\r\n", console.port);
+    assert_eq!(console.post("/api/v1/runs", &own, r#"{"wait_seconds": 0}"#).await.status, 202);
     console.stop().await;
 }

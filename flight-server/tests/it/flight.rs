@@ -341,6 +341,12 @@ async fn trees_of_catalogs_schemas_and_tables_need_no_filter() {
             },
             "",
         ),
+        (
+            CommandGetTables { db_schema_filter_pattern: text("system"), ..Default::default() },
+            "\nlake system ingest_progress TABLE\nlake system model_runs TABLE\nlake system publications TABLE\
+             \nlake system queries TABLE\nlake system requests TABLE\nlake system tables TABLE\
+             \nlake system test_results TABLE",
+        ),
         (CommandGetTables { catalog: text("other"), ..Default::default() }, ""),
         (CommandGetTables { catalog: text(""), ..Default::default() }, ""),
     ] {

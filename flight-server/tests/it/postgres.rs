@@ -484,6 +484,77 @@ async fn psqls_lists_work() {
     assert!(rows(&client, "show tables").await.len() >= 3);
 }
 
+/// The system tables, those of the doors included.
+const SYSTEM: [&str; 7] =
+    ["ingest_progress", "model_runs", "publications", "queries", "requests", "tables", "test_results"];
+
+#[tokio::test]
+async fn every_system_table_is_listed_and_selected_before_its_first_row() {
+    let mut server = Server::start().await;
+    let client = server.connect().await;
+    for sql in [
+        "select table_name from information_schema.tables where table_schema = 'system' order by 1",
+        "select tablename from pg_catalog.pg_tables where schemaname = 'system' order by 1",
+        "select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
+         where n.nspname = 'system' and c.relkind = 'r' order by 1",
+    ] {
+        let names: Vec<String> = rows(&client, sql).await.into_iter().filter_map(|mut row| row.remove(0)).collect();
+        assert_eq!(names, SYSTEM, "{sql}");
+    }
+    for name in SYSTEM {
+        // Both protocols, and the columns that the catalogue promises.
+        let columns = format!("select count(*) from information_schema.columns where table_name = '{name}'");
+        let promised = value(&client, &columns).await;
+        let prepared = client.prepare(&format!("select * from system.{name}")).await.expect(name);
+        assert_eq!(prepared.columns().len().to_string(), promised, "{name}");
+        client.query(&prepared, &[]).await.expect(name);
+        rows(&client, &format!("select * from system.{name}")).await;
+    }
+}
+
+#[tokio::test]
+async fn statements_are_shown_while_they_run_and_after() {
+    let mut server = Server::start().await;
+    let (client, watcher) = (server.connect().await, server.connect().await);
+    let shown = async |sql: &str| {
+        let sql = format!(
+            "select state, rows, bytes > 0, error, door, user_name, seconds >= 0 from system.queries where sql = '{sql}'"
+        );
+        let row = rows(&watcher, &sql).await.pop().unwrap_or_default();
+        row.into_iter().map(|value| value.unwrap_or_else(|| "NULL".to_owned())).collect::<Vec<_>>().join(" ")
+    };
+    rows(&client, "select song_name from top_songs").await;
+    assert_eq!(shown("select song_name from top_songs").await, "done 3 t NULL postgres ana t");
+    assert_eq!(refusal(&client, "select 1 / (total_plays - total_plays) from top_songs").await, "22012");
+    let failed = shown("select 1 / (total_plays - total_plays) from top_songs").await;
+    assert!(failed.starts_with("failed 0 f ") && failed.to_lowercase().contains("divi"), "{failed}");
+    let cancel = client.cancel_token();
+    let (result, ()) = tokio::join!(client.simple_query(SLOW), async {
+        server.until_busy().await;
+        assert_eq!(shown(SLOW).await, "running 0 f NULL postgres ana t");
+        cancel.cancel_query(NoTls).await.expect("asked");
+    });
+    assert_eq!(state(&result.expect_err("cancelled")), "57014");
+    server.until_quiet().await;
+    assert!(shown(SLOW).await.starts_with("cancelled 0 f the statement was cancelled"));
+}
+
+#[tokio::test]
+async fn of_what_has_run_the_newest_thousand_are_remembered_and_the_beginning_of_long_texts() {
+    let mut server = Server::start().await;
+    let client = server.connect().await;
+    let long = format!("select '{}' as x", "ü".repeat(5_000));
+    rows(&client, &long).await;
+    let texts = "select max(character_length(sql)) from system.queries";
+    assert_eq!(value(&client, texts).await, "1001", "the beginning, and a sign that there is more");
+    for _ in 0..25 {
+        let many = "select 1;".repeat(50);
+        client.batch_execute(&many).await.expect("answered");
+    }
+    assert_eq!(value(&client, "select count(*) from system.queries").await, "1000");
+    assert_eq!(value(&client, "select count(*) from system.queries where length(sql) > 1000").await, "0");
+}
+
 #[tokio::test]
 async fn stopping_tells_the_clients() {
     let mut server = Server::start().await;

@@ -13,5 +13,6 @@ mod replayed;
 mod scan;
 mod storage;
 mod support;
+mod system;
 mod time_travel;
 mod verify;

@@ -10,7 +10,7 @@ use transforms::{BuildReport, ModelStatus, Options, Project};
 use crate::lake::{Event, append, head, newest, open, store};
 
 /// The bundled project, with some of its files replaced or added.
-fn project(changed: &[(&str, &str)]) -> Project {
+pub(crate) fn project(changed: &[(&str, &str)]) -> Project {
     let folder = TempDir::new().expect("a temporary folder");
     copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models"), folder.path());
     for (path, text) in changed {

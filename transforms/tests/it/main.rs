@@ -5,5 +5,6 @@ mod lake;
 mod oracle;
 mod random;
 mod refresh;
+mod run_log;
 mod slt;
 mod watch;
