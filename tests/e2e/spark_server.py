@@ -20,6 +20,7 @@ class SparkServer(Server):
 
     def __init__(self, folder):
         folder.mkdir(parents=True, exist_ok=True)
+        self.session = None
         (port,) = free_ports(1)
         self.address = f"sc://127.0.0.1:{port}"
         settings = {
@@ -55,6 +56,6 @@ class SparkServer(Server):
         return self.session.range(1).count() == 1
 
     def end(self):
-        if self.exit_status() is None:
+        if self.session is not None and self.exit_status() is None:
             self.session.stop()
         super().end()

