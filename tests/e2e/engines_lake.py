@@ -41,6 +41,19 @@ select
 from {{ source('bronze', 'web_orders') }}
 """
 
+# Partitions of every type that has a spelling.
+SPELLINGS = "gold.spellings"
+SPELLINGS_SQL = """\
+{{ config(materialized='table', partition_by=['half', 'exact', 'moment', 'number']) }}
+select
+    order_id,
+    cast(_partition as double) / 2 + 0.25 as half,
+    cast(_partition as decimal(9, 2)) - 1.50 as exact,
+    date_trunc('day', try_to_timestamp_tz(placed_at)) + interval '1 microsecond' as moment,
+    case when is_gift = 'true' then _partition end as number
+from {{ source('bronze', 'web_orders') }}
+"""
+
 
 class EnginesLake:
     """`said[table, version]` is what `lakebeat sql` answered when that version was the newest."""
@@ -93,6 +106,7 @@ class EnginesLake:
         for name in ("silver/orders.sql", "gold/revenue_by_day.sql"):
             shutil.copy(EXAMPLE / "models" / name, models / name)
         (models / "gold" / "purchases.sql").write_text(PURCHASES_SQL)
+        (models / "gold" / "spellings.sql").write_text(SPELLINGS_SQL)
         shutil.copy(EXAMPLE / "lakebeat.toml", self.settings)
 
     def _serve_batches(self, work):

@@ -8,7 +8,7 @@ import pytest
 from deltalake import DeltaTable
 
 from engines import Condition, Polars, Python, Spark, checksum, cost, rows_of
-from engines_lake import BRONZE, LETTERS, ORDERS, PURCHASES, SILVER, EnginesLake
+from engines_lake import BRONZE, LETTERS, ORDERS, PURCHASES, SILVER, SPELLINGS, EnginesLake
 from lake import difference
 from spark_server import SparkServer
 
@@ -107,6 +107,10 @@ def queries(lake):
     yield ORDERS, "select points, count(*) as rows from t where points is null group by points"
     yield PURCHASES, "select currency, is_gift, count(*) as rows, max(placed_at) as newest from t group by currency, is_gift"
     yield PURCHASES, "select currency, is_gift from t where is_gift is null or currency is null"
+    for condition in ("is_gift is not true", "not is_gift", "currency like '%2%'", "upper(currency) = 'EUR' or is_gift is null"):
+        yield PURCHASES, f"select order_id, currency from t where {condition}"
+    yield SPELLINGS, "select * from t where half > 0.5"
+    yield SPELLINGS, "select * from t where moment > '2026-03-02T00:00:00.000001Z' and exact < 0"
     yield PURCHASES, "select order_id, origin, names from t where currency not in ('EUR', 'USD') and exact_total > 450"
     yield PURCHASES, "select order_id, exact_total from t where exact_total between 100.5 and 101.5 or currency = ''"
     for column, table in (("placed_at", PURCHASES), ("_ingested_at", BRONZE), ("_kafka_timestamp", SILVER)):
