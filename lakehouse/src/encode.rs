@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::file::DataFile;
+use crate::file::{self, DataFile};
 use crate::ids::Ids;
 use crate::layout;
 use crate::name::TableName;
@@ -231,26 +231,69 @@ impl Target {
     }
 }
 
-/// A partition value in Delta's spelling. Arrow prints dates, numbers and booleans as the protocol wants them.
+/// A partition value in Delta's spelling. Arrow prints dates, numbers and booleans as the protocol wants them. An empty text is NULL
+/// to the protocol, but not to every engine that reads one in the log.
 fn spell(column: &ArrayRef, row: usize) -> Result<Option<String>> {
     if column.is_null(row) {
         return Ok(None);
     }
     let options = FormatOptions::default().with_timestamp_tz_format(Some("%Y-%m-%dT%H:%M:%S%.6fZ"));
     let text = ArrayFormatter::try_new(column.as_ref(), &options).map(|format| format.value(row).to_string());
-    text.map(Some).map_err(|source| Error::with_source(ErrorKind::BadData, "cannot spell a partition value", source))
+    let text =
+        text.map_err(|source| Error::with_source(ErrorKind::BadData, "cannot spell a partition value", source))?;
+    Ok(Some(text).filter(|text| !text.is_empty()))
 }
 
-/// A fresh path, in folders named after the partition values as other engines name them.
+/// A fresh path, in folders named after the partition values as other engines name them: some take a value from the folder's name,
+/// and not from the log.
 fn file_path(partition_columns: &[String], values: &[Option<String>], id: Uuid) -> Path {
     const NULL: &str = "__HIVE_DEFAULT_PARTITION__";
     let folder = |(column, value): (&String, &Option<String>)| {
-        // What is no plain character is replaced: the folder is only a name, the value stands in the log.
-        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        let value = value.as_deref().unwrap_or(NULL);
-        let value: String = value.chars().map(|c| if is_plain(c) { c } else { '_' }).collect();
-        format!("{column}={value}")
+        format!("{}={}/", escaped(column), value.as_deref().map_or(NULL.to_owned(), escaped))
     };
-    let folders = partition_columns.iter().zip(values).map(folder);
-    Path::from_iter(folders.chain([format!("part-{id}.zstd.parquet")]))
+    let folders: String = partition_columns.iter().zip(values).map(folder).collect();
+    file::location(&format!("{folders}part-{id}.zstd.parquet"))
+}
+
+/// A text as a part of a folder's name. One that no file system would take is cut off: the whole value stands in the log.
+fn escaped(text: &str) -> String {
+    const BYTES_MAX: usize = 120;
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let escape = |byte: u8| if is_plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    let mut name: String = text.bytes().map(escape).collect();
+    name.truncate(BYTES_MAX);
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, StringArray};
+    use expect_test::expect;
+    use uuid::Uuid;
+
+    use super::{file_path, spell};
+
+    /// By folders that other engines can take the values from, and that file systems take.
+    #[test]
+    fn folders_are_named_after_the_values() {
+        let long = "ü".repeat(200);
+        let texts = [Some("plain"), None, Some(""), Some("a/b=50% ï"), Some(".."), Some(&long)];
+        let column: ArrayRef = Arc::new(StringArray::from(texts.to_vec()));
+        let path = |row| {
+            let value = spell(&column, row).expect("spelled");
+            let path = file_path(&["a day".to_owned()], &[value], Uuid::nil()).to_string();
+            path.split_once('/').expect("a folder").0.to_owned()
+        };
+        let paths: Vec<_> = (0..texts.len()).map(path).collect();
+        expect![[r#"
+            a%20day=plain
+            a%20day=__HIVE_DEFAULT_PARTITION__
+            a%20day=__HIVE_DEFAULT_PARTITION__
+            a%20day=a%2Fb%3D50%25%20%C3%AF
+            a%20day=..
+            a%20day=%C3%BC%C3%BC%C3%BC%C3%BC%C3%BC%C3%BC%C3%BC%C3%BC%C3%BC%C3%BC%C3%BC%C3%BC%C3%BC%C3%BC%C3%BC%C3%BC%C3%BC%C3%BC%C3%BC%C3%BC"#]]
+        .assert_eq(&paths.join("\n"));
+    }
 }

@@ -74,9 +74,10 @@ impl DataFile {
     }
 }
 
-/// Where a file lies whose path the log has, from the table's folder on.
+/// Where a file lies whose path the log has, from the table's folder on. A `%` in it is a part of the name: engines escape partition
+/// values in the names of folders.
 pub(crate) fn location(path: &str) -> Path {
-    Path::from_iter(path.split('/'))
+    Path::parse(path).unwrap_or_else(|_| Path::from(path))
 }
 
 /// Whether a commit changes what a table says, or only how it is stored (a compaction).

@@ -24,10 +24,9 @@ use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use object_store::ObjectMeta;
-use object_store::path::Path;
 use parquet::arrow::async_reader::AsyncFileReader;
 
-use crate::file::DataFile;
+use crate::file::{self, DataFile};
 use crate::name::TableName;
 use crate::pruning;
 use crate::readers::{Readers, Reading};
@@ -58,7 +57,7 @@ impl TableVersion {
 /// A file as the lake's store has it. Footers are kept by what is said here.
 fn object(folder: &str, file: &DataFile) -> ObjectMeta {
     ObjectMeta {
-        location: Path::from_iter(folder.split('/').chain(file.path.split('/'))),
+        location: file::location(&format!("{folder}/{}", file.path)),
         last_modified: DateTime::from_timestamp_millis(file.modified_millis).unwrap_or_default(),
         size: file.size,
         e_tag: None,
@@ -117,6 +116,17 @@ impl FilesProvider {
         let Some(filter) = conjunction(filters.to_vec()) else { return Ok(None) };
         let schema = DFSchema::try_from(self.scan_schema.table_schema().as_ref().clone())?;
         state.create_physical_expr(filter, &schema).map(Some)
+    }
+
+    /// As many of the files as surely hold that many rows.
+    fn enough_for(&self, limit: Option<usize>) -> Vec<Arc<DataFile>> {
+        let mut rows = 0;
+        let is_enough = |file: &Arc<DataFile>| {
+            rows += file.rows.unwrap_or(0);
+            limit.is_some_and(|limit| rows >= limit as u64)
+        };
+        let last = self.files.iter().position(is_enough);
+        self.files[..last.map_or(self.files.len(), |last| last + 1)].to_vec()
     }
 
     fn partitioned_file(&self, file: &DataFile) -> PartitionedFile {
@@ -182,7 +192,7 @@ impl TableProvider for FilesProvider {
         let predicate = self.predicate(state, filters)?;
         let files = match &predicate {
             Some(predicate) => pruning::prune(predicate, self.scan_schema.table_schema(), &self.files)?,
-            None => self.files.clone(),
+            None => self.enough_for(limit),
         };
         let runtime = state.runtime_env();
         let reader = HoldingReaderFactory {

@@ -3,11 +3,12 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BooleanArray, UInt64Array};
-use arrow::datatypes::SchemaRef;
+use arrow::array::{ArrayRef, AsArray as _, BooleanArray, RecordBatch, UInt64Array};
+use arrow::datatypes::{FieldRef, Schema, SchemaRef};
 use datafusion::common::pruning::PruningStatistics;
 use datafusion::common::{Column, DFSchema, Result, ScalarValue};
-use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::utils::{collect_columns, reassign_expr_columns};
+use datafusion::physical_expr::{PhysicalExpr, conjunction_opt, split_conjunction};
 use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
 use datafusion::prelude::{Expr, SessionContext};
 use serde_json::Value;
@@ -33,6 +34,7 @@ pub(crate) fn prune(
     schema: &SchemaRef,
     files: &[Arc<DataFile>],
 ) -> Result<Vec<Arc<DataFile>>> {
+    let files = &by_partitions(predicate, schema, files)?[..];
     let builder = PruningPredicateBuilder::new().with_file_schema(schema.clone());
     let Ok(pruning) = builder.try_build(predicate.clone()) else {
         // A predicate that can't be turned into bounds prunes nothing.
@@ -43,6 +45,39 @@ pub(crate) fn prune(
     }
     let keep = pruning.prune(&LoggedStatistics::new(schema, files))?;
     Ok(files.iter().zip(keep).filter(|(_, keep)| *keep).map(|(file, _)| file.clone()).collect())
+}
+
+/// The files left by those conditions that ask for nothing but partition values: these are known, so that the conditions are
+/// computed, whatever is in them. Bounds know less: none of NULL, of a boolean or of a function's result.
+fn by_partitions(
+    predicate: &Arc<dyn PhysicalExpr>,
+    schema: &SchemaRef,
+    files: &[Arc<DataFile>],
+) -> Result<Vec<Arc<DataFile>>> {
+    let Some(first) = files.first() else { return Ok(Vec::new()) };
+    let is_partition = |name: &str| first.partition_values.contains_key(name);
+    let asks_only_partitions = |condition: &&Arc<dyn PhysicalExpr>| {
+        let columns = collect_columns(condition);
+        !columns.is_empty() && columns.iter().all(|column| is_partition(column.name()))
+    };
+    let conditions = split_conjunction(predicate).into_iter().filter(asks_only_partitions).cloned();
+    let Some(condition) = conjunction_opt(conditions) else { return Ok(files.to_vec()) };
+    let fields: Vec<_> = schema.fields().iter().filter(|field| is_partition(field.name())).cloned().collect();
+    let values = |field: &FieldRef| {
+        let text = |file: &Arc<DataFile>| file.partition_values.get(field.name()).cloned().flatten();
+        ScalarValue::iter_to_array(
+            files.iter().map(|file| stats::partition_value(text(file).as_deref(), field.data_type())),
+        )
+    };
+    let columns = fields.iter().map(values).collect::<Result<Vec<_>>>()?;
+    let nullable = fields.iter().map(|field| field.as_ref().clone().with_nullable(true)).collect::<Vec<_>>();
+    let rows = RecordBatch::try_new(Arc::new(Schema::new(nullable)), columns)?;
+    let found = reassign_expr_columns(condition, &rows.schema()).and_then(|condition| condition.evaluate(&rows));
+    // A query that fails on a value fails when it reads it, if it comes to that.
+    let Ok(found) = found else { return Ok(files.to_vec()) };
+    let found = found.into_array(files.len())?;
+    let is_true = found.as_boolean().iter().map(|found| found == Some(true));
+    Ok(files.iter().zip(is_true).filter(|(_, is_true)| *is_true).map(|(file, _)| file.clone()).collect())
 }
 
 /// What the log says of some files, in the form that DataFusion prunes by.

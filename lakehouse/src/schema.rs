@@ -38,10 +38,16 @@ impl TableSpec {
 /// The two actions with which a table begins.
 pub(crate) fn creation(name: &TableName, spec: &TableSpec) -> Result<(Metadata, Protocol)> {
     for column in &spec.partition_columns {
-        if spec.schema.field_with_name(column).is_err() {
-            let message = format!("table {name} is partitioned by {column}, which is not one of its columns");
-            return Err(Error::new(ErrorKind::BadConfig, message));
-        }
+        let refused = match spec.schema.field_with_name(column) {
+            Err(_) => "which is not one of its columns".to_owned(),
+            // The protocol spells no lists and structs, and bytes so that hardly an engine reads them.
+            Ok(field) if field.data_type().is_nested() || field.data_type() == &DataType::Binary => {
+                format!("which is {}: name a column of another type, or cast it in the query", field.data_type())
+            }
+            Ok(_) => continue,
+        };
+        let message = format!("table {name} is partitioned by {column}, {refused}");
+        return Err(Error::new(ErrorKind::BadConfig, message));
     }
     for field in spec.schema.fields() {
         check_type(name, field.name(), field.data_type())?;

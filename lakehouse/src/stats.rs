@@ -185,10 +185,11 @@ pub(crate) fn bound_in(stats: &Value, column: &str, data_type: &DataType, bound:
 pub(crate) fn partition_value(text: Option<&str>, data_type: &DataType) -> ScalarValue {
     let null = || ScalarValue::try_from(data_type).unwrap_or(ScalarValue::Null);
     // The protocol: an empty string is NULL, for every type.
-    text.filter(|text| !text.is_empty()).and_then(|text| parse(text, data_type)).unwrap_or_else(null)
+    let text = text.filter(|text| !text.is_empty());
+    text.and_then(|text| ScalarValue::try_from_string(text.to_owned(), data_type).ok()).unwrap_or_else(null)
 }
 
-/// Parses what we know to compare; anything else is as good as absent.
+/// Parses a bound of a type that we know to compare; any other is as good as absent.
 fn parse(text: &str, data_type: &DataType) -> Option<ScalarValue> {
     match data_type {
         DataType::Boolean
@@ -220,6 +221,22 @@ mod tests {
         let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None).expect("valid schema");
         writer.write(batch).expect("written");
         writer.finish().expect("finished")
+    }
+
+    #[test]
+    fn a_partition_value_of_any_type_is_read() {
+        let read = |text, data_type| partition_value(Some(text), &data_type).to_string();
+        let found = [
+            read("0.5", DataType::Float64),
+            read("-1e300", DataType::Float64),
+            read("1.25", DataType::Decimal128(9, 2)),
+            read("true", DataType::Boolean),
+            read("2026-03-01", DataType::Date32),
+            read("2026-03-01 10:00:00.000001", DataType::Timestamp(TimeUnit::Microsecond, None)),
+            read("2026-03-01T10:00:00.000001Z", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))),
+            read("", DataType::Utf8),
+        ];
+        expect_test::expect![[r#""#]].assert_eq(&found.join("\n"));
     }
 
     #[test]

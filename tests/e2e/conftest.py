@@ -12,11 +12,12 @@ import program  # noqa: E402
 from group import SHORT_SESSIONS  # noqa: E402
 from kafka_server import JARS, KafkaServer  # noqa: E402
 from minio_server import PROGRAM, MinioServer  # noqa: E402
-from program import BINARY, Up  # noqa: E402
+from program import BINARY, CACHE, Up  # noqa: E402
 
 
 def pytest_configure(config):
-    for needed, command in ((BINARY, "make build"), (JARS / "libs", "make setup"), (PROGRAM, "make setup")):
+    installed = (JARS / "libs", CACHE / "spark" / "libs", PROGRAM)
+    for needed, command in ((BINARY, "make build"), *((path, "make setup") for path in installed)):
         if not needed.exists():
             pytest.exit(f"{needed} is missing: run `{command}`", returncode=2)
 
@@ -24,6 +25,7 @@ def pytest_configure(config):
 # What takes long in one piece: if a worker began with it last, the other one would wait.
 LONG = (
     "test_mirror.py", "test_outages.py", "test_up_stack.py", "test_stack_kill.py", "test_cli.py", "test_broker_clients.py",
+    "test_engines.py",
 )  # fmt: skip
 
 

@@ -130,6 +130,19 @@ fn stored_type(data_type: &DataType) -> DataType {
         DataType::Date64 => DataType::Date32,
         DataType::Timestamp(_, _) => DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
         DataType::Dictionary(_, values) => stored_type(values),
+        DataType::List(element)
+        | DataType::LargeList(element)
+        | DataType::FixedSizeList(element, _)
+        | DataType::ListView(element)
+        | DataType::LargeListView(element) => DataType::List(Arc::new(stored_field("element", element))),
+        DataType::Struct(fields) => {
+            DataType::Struct(fields.iter().map(|field| stored_field(field.name(), field)).collect())
+        }
         other => other.clone(),
     }
+}
+
+/// What a list or a struct holds, called what Delta calls it: the name is a part of the type.
+fn stored_field(name: &str, field: &Field) -> Field {
+    Field::new(name, stored_type(field.data_type()), true)
 }

@@ -143,7 +143,7 @@ async fn statistics_that_are_not_true_are_told() {
     let damaged = Damaged::whole().await;
     damaged
         .edit_entry(3, |text| {
-            let wrong = |line: &str| match line.contains("day_1") {
+            let wrong = |line: &str| match line.contains("day/1") {
                 true => line.replace(r#"\"numRecords\":3"#, r#"\"numRecords\":4"#),
                 false => line.replace(r#"\"id\":8"#, r#"\"id\":2"#),
             };
@@ -152,7 +152,7 @@ async fn statistics_that_are_not_true_are_told() {
         .await;
     expect_test::expect![[r#"
         gold.one: file day=__HIVE_DEFAULT_PARTITION__/part has 8 as its greatest id, but the log says 2
-        gold.one: file day=day_1/part holds 3 rows, but the log says 4
+        gold.one: file day=day%2F1/part holds 3 rows, but the log says 4
     "#]]
     .assert_eq(&damaged.faults().await);
 }
@@ -187,7 +187,7 @@ async fn a_checkpoint_that_says_otherwise_than_the_log_is_told() {
         })
         .await;
     expect_test::expect![[r#"
-        gold.one: the checkpoint names file day=day_1/part, but the log does not
+        gold.one: the checkpoint names file day=day%2F1/part, but the log does not
     "#]]
     .assert_eq(&damaged.faults().await);
 }
