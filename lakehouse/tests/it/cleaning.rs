@@ -9,6 +9,7 @@ use futures::StreamExt as _;
 use lakehouse::{
     Changes, Cleaner, Compaction, DEFAULT_GROUP, Lake, ManualClock, PinnedTable, StorageOptions, Table, TableName,
 };
+use tokio::task::JoinSet;
 use url::Url;
 
 use crate::support::{commit_of, numbers, replace_all, spec};
@@ -100,7 +101,8 @@ async fn what_another_process_reads_is_kept() {
     let read = reader.newest_publication(DEFAULT_GROUP).await.expect("read").expect("published");
     let holds = reader.hold(&read);
     let telling = reader.clone();
-    let told = tokio::spawn(async move { telling.tell_readers("reader", Duration::from_millis(50)).await });
+    let mut told = JoinSet::new();
+    told.spawn(async move { telling.tell_readers("reader", Duration::from_millis(50)).await });
     let leases = folder.path().join("_leases/readers");
     while std::fs::read_dir(&leases).map_or(0, Iterator::count) == 0 {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -130,7 +132,7 @@ async fn what_another_process_reads_is_kept() {
     while std::fs::read_dir(&leases).map_or(0, Iterator::count) > 0 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    told.abort();
+    told.shutdown().await;
     Cleaner::new(builder).clean().await.expect("cleaned");
     assert_eq!(data(), 6, "given up, it goes");
 }

@@ -11,6 +11,7 @@ mod log_cleaning;
 mod publication;
 mod replayed;
 mod scan;
+mod simulation;
 mod storage;
 mod support;
 mod system;

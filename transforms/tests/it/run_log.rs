@@ -52,7 +52,7 @@ async fn watching<T>(
 }
 
 fn fast() -> Cadence {
-    Cadence { interval: Duration::from_millis(20), poll: Duration::from_millis(5) }
+    Cadence { interval: Duration::from_millis(20), poll: Duration::from_millis(5), idle_poll: Duration::from_millis(5) }
 }
 
 #[tokio::test]
