@@ -8,8 +8,8 @@
 //!            or the moments it names
 //! ```
 //!
-//! **Invariant:** nothing that a client sends reaches the planner without [`allow`]; no plan reads a table that the
-//! session factory did not register; the schema of a [`Prepared`] is exactly the schema of its rows.
+//! **Invariant:** nothing that a client sends reaches the planner without [`allow`]; no plan reads a table that
+//! neither the session factory has registered nor [`past`] has found; the schema of a [`Prepared`] is exactly the schema of its rows.
 
 mod absent;
 mod allow;

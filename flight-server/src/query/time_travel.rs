@@ -477,7 +477,7 @@ mod tests {
             // Places of what comes behind are those in the text.
             (
                 "select * from t at version 12 where a = )",
-                "42601 syntax error: Expected: an expression, found: ) at Line: 1, Column: 41",
+                "42601 syntax error: expected: an expression, found: ) at Line: 1, Column: 41",
             ),
         ] {
             assert_eq!(placed(sql), expected, "{sql}");
