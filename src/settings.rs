@@ -1,5 +1,6 @@
 //! Settings: raw flags and layers in, plain values out. Nothing else in the program reads the environment or a file for them.
 
+mod aws_files;
 mod dotenv;
 mod kafka;
 mod lake;

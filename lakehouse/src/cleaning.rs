@@ -73,6 +73,9 @@ pub(crate) struct Position {
     /// The version at which the log was last looked through.
     log_looked_at: u64,
     vacuumed_at: Instant,
+    /// The latest time of a commit so far. The next one counts as no earlier: by a clock that was set back, and is put right
+    /// again, its readers' time would be over at once.
+    latest: DateTime<Utc>,
 }
 
 /// A file that is live.
@@ -189,6 +192,7 @@ impl Position {
             superseded: Vec::new(),
             log_looked_at: 0,
             vacuumed_at: Instant::now(),
+            latest: DateTime::default(),
         };
         if position.next_version > 0 {
             for file in table.at(position.next_version).await?.files.iter() {
@@ -227,10 +231,11 @@ impl Position {
     }
 
     pub(crate) fn take(&mut self, commit: CommitEntry) {
+        self.latest = self.latest.max(commit.timestamp.unwrap_or_default());
         for remove in commit.removes {
             let Some(file) = self.live.remove(&remove.path) else { continue };
             // A commit without a time is of a foreign writer: what it took out is not ours to delete.
-            let Some(removed_at) = commit.timestamp else { continue };
+            let Some(removed_at) = commit.timestamp.map(|_| self.latest) else { continue };
             self.superseded.push(Superseded {
                 path: remove.path,
                 file,

@@ -24,7 +24,7 @@ const COMMITS_BETWEEN_MAX: u64 = 10_000;
 const TAKEN_IN_A_ROW_MAX: u32 = 3;
 /// So often a log entry is tried to be written while the store gives no clear answer.
 const ATTEMPTS_MAX: u32 = 5;
-/// The pause before the second attempt; it doubles each time.
+/// The pause before the second attempt, or up to half as much more; it doubles each time.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How a commit ended.
@@ -152,7 +152,7 @@ impl TableInner {
                 Ok(Some(entry)) => return Ok(Some(entry)),
                 Ok(None) | Err(_) if attempt < ATTEMPTS_MAX && is_transient(&failure) => {
                     tracing::warn!(table = %self.name, version, attempt, error = %failure, "commit not answered, trying again");
-                    tokio::time::sleep(pause).await;
+                    tokio::time::sleep(pause + jitter(pause, id)).await;
                     pause *= 2;
                 }
                 // Taken, but by whom cannot be read: that is what is wrong.
@@ -175,6 +175,11 @@ impl TableInner {
             other => Error::delta(doing, other.into()),
         }
     }
+}
+
+/// Up to half of a pause. Writers that a store has cut off together shall not come back together, and each commit's id is random.
+fn jitter(pause: Duration, id: Uuid) -> Duration {
+    pause.mul_f64(f64::from(id.as_bytes()[0]) / 512.0)
 }
 
 fn is_taken(failure: &TransactionError) -> bool {

@@ -65,7 +65,7 @@ impl Error {
     pub(crate) fn store(doing: impl Into<String>, source: object_store::Error) -> Self {
         let kind = store_kind(&source);
         let mut message = doing.into();
-        if let Some(refusal) = Refusal::find(&source.to_string()) {
+        if let Some(refusal) = Refusal::find(&told(&source)) {
             // It says the same in a line as the store does in a page of XML.
             return Self::with_source(kind, message, refusal.to_string());
         }
@@ -142,7 +142,7 @@ pub(crate) fn store_kind(error: &object_store::Error) -> ErrorKind {
         }
         cause = current.source();
     }
-    if let Some(kind) = Refusal::find(&error.to_string()).and_then(|refusal| refusal.kind()) {
+    if let Some(kind) = Refusal::find(&told(error)).and_then(|refusal| refusal.kind()) {
         return kind;
     }
     match error {
@@ -153,6 +153,12 @@ pub(crate) fn store_kind(error: &object_store::Error) -> ErrorKind {
         | object_store::Error::UnknownConfigurationKey { .. } => ErrorKind::BadConfig,
         _ => ErrorKind::Unavailable,
     }
+}
+
+/// An error and all that lies beneath it: what an HTTP client says leaves out why it could not connect.
+fn told(error: &(dyn StdError + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
 /// What the store's error that lies beneath another one means; without one, what was read is at fault.

@@ -3,10 +3,12 @@
 //! An S3 store commits by conditional PUT (`If-None-Match: *`), so that the Delta log needs no lock table and no AWS SDK.
 //! `object_store` does not fsync: a killed process loses nothing, a power cut may lose the last seconds on `file://`.
 
+mod broken_off;
 mod s3;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use object_store::local::LocalFileSystem;
@@ -17,6 +19,7 @@ use url::Url;
 
 use crate::error::{Error, ErrorKind, Result};
 
+pub(crate) use broken_off::{BrokenOff, broken_off};
 use s3::Bucket;
 pub(crate) use s3::Refusal;
 
@@ -25,6 +28,8 @@ pub(crate) use s3::Refusal;
 pub struct StorageOptions {
     /// Each setting with its value. Values can be secrets: they are never printed.
     pub settings: BTreeMap<String, String>,
+    /// A PEM file with the authorities that may have signed the store's certificate, besides those that this machine trusts.
+    pub ca_file: Option<PathBuf>,
 }
 
 impl fmt::Debug for StorageOptions {

@@ -1,6 +1,6 @@
 //! Vacuum: what lies in a table's folder and nobody needs. Files that were superseded go by the rules of the cleaner, however long
 //! ago that was; files that no commit ever named go when they are a day old by the store's own time: a build that is on its
-//! way stages files long before it commits them.
+//! way stages files long before it commits them. So do uploads that were broken off.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,6 +18,7 @@ use crate::kept::{Kept, KeptOf};
 use crate::lake::Lake;
 use crate::log::CommitEntry;
 use crate::name::TableName;
+use crate::storage::{BrokenOff, broken_off};
 use crate::table::Table;
 
 /// A file that no commit names may belong to a build that runs.
@@ -30,12 +31,14 @@ pub struct VacuumPlan {
     pub table: TableName,
     /// Files that a later commit superseded and that no kept publication names.
     pub superseded: CleanReport,
-    /// Files that no commit names.
+    /// Files that no commit names, and what uploads left that were broken off.
     pub untracked: CleanReport,
     /// Superseded files that stay: a publication names them, or somebody may still be reading them.
     pub kept: CleanReport,
     #[serde(skip)]
     files: Vec<Path>,
+    #[serde(skip)]
+    broken_off: Vec<BrokenOff>,
 }
 
 impl VacuumPlan {
@@ -79,6 +82,7 @@ impl Lake {
             untracked: CleanReport::default(),
             kept: CleanReport::default(),
             files: Vec::new(),
+            broken_off: broken_off(table.inner.log.config().location()).await?,
         };
         let due = log.take_due(&kept, self.clock().now());
         let due: BTreeSet<Path> = due.iter().map(|gone| location(&gone.path)).collect();
@@ -95,6 +99,8 @@ impl Lake {
                 plan.files.push(path.clone());
             }
         }
+        plan.broken_off.retain(|upload| upload.written_at < oldest);
+        plan.broken_off.iter().for_each(|upload| plan.untracked.count(upload.bytes));
         Ok((plan, log))
     }
 
@@ -102,6 +108,9 @@ impl Lake {
     pub async fn vacuum(&self, table: &Table, plan: VacuumPlan) -> Result<()> {
         for path in &plan.files {
             table.delete_at(path).await?;
+        }
+        for upload in &plan.broken_off {
+            upload.delete().await?;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use buoyant_kernel::Engine;
+use deltalake_core::DeltaTableError;
 use deltalake_core::kernel::{Metadata, Snapshot};
 use deltalake_core::logstore::LogStore;
 use futures::TryStreamExt as _;
@@ -94,7 +95,15 @@ impl Head {
         if !is_there(name, log).await? {
             return Err(Error::new(ErrorKind::NotFound, format!("there is no table {name} in this lake")));
         }
-        let snapshot = Snapshot::try_new(log, version).await.map_err(|source| load_error(name, version, source))?;
+        let snapshot = match Snapshot::try_new(log, version).await {
+            // It is there, as was just seen. Taken for none, all that it says would be forgotten.
+            Err(DeltaTableError::NotATable(_)) if version.is_none() => {
+                let message =
+                    format!("the store does not list the log of table {name} yet, though it is there: try again");
+                return Err(Error::new(ErrorKind::Unavailable, message));
+            }
+            loaded => loaded.map_err(|source| load_error(name, version, source))?,
+        };
         schema::check_readable(name, snapshot.protocol(), snapshot.metadata())?;
         let mut views = snapshot.file_views(log, None);
         let mut files = BTreeMap::new();
@@ -221,7 +230,7 @@ pub(crate) async fn is_there(name: &TableName, log: &dyn LogStore) -> Result<boo
         || log.is_delta_table_location().await.map_err(failed)?)
 }
 
-fn load_error(name: &TableName, version: Option<u64>, source: deltalake_core::DeltaTableError) -> Error {
+fn load_error(name: &TableName, version: Option<u64>, source: DeltaTableError) -> Error {
     match version {
         Some(version) => Error::delta(format!("cannot load version {version} of table {name}: is it kept?"), source),
         None => Error::delta(format!("cannot load table {name}"), source),

@@ -101,7 +101,7 @@ pub(super) async fn vacuum(name: &str, consent: Consent, settings: &Settings) ->
         output::print_json(&plan)?;
     } else {
         output::print(&told("superseded, to be deleted", &plan.superseded))?;
-        output::print(&told("named by no commit for a day or more, to be deleted", &plan.untracked))?;
+        output::print(&told("named by no commit, or broken off, for a day or more: to be deleted", &plan.untracked))?;
         output::print(&told("superseded, and needed by a publication or a reader: they stay", &plan.kept))?;
     }
     let files = plan.superseded.files + plan.untracked.files;

@@ -6,6 +6,7 @@ use std::path::Path;
 use lakehouse::StorageOptions;
 use url::Url;
 
+use super::aws_files::{AwsFile, Profile};
 use super::layers::{Layers, Setting};
 use crate::output::Fault;
 
@@ -26,12 +27,19 @@ const ACCESS_KEY: Setting =
 const SECRET_KEY: Setting =
     Setting { key: "s3.secret_key", variables: &["LAKEBEAT_S3_SECRET_KEY", "MINIO_SECRET_KEY"] };
 const SESSION_TOKEN: Setting = Setting { key: "s3.session_token", variables: &["LAKEBEAT_S3_SESSION_TOKEN"] };
+const CA_FILE: Setting = Setting { key: "s3.ca_file", variables: &["LAKEBEAT_S3_CA_FILE", "AWS_CA_BUNDLE"] };
 
 // What follows are AWS's own names, which have no key in our file.
 const AWS_ACCESS_KEY: Setting = Setting { key: "", variables: &["AWS_ACCESS_KEY_ID"] };
 const AWS_SECRET_KEY: Setting = Setting { key: "", variables: &["AWS_SECRET_ACCESS_KEY"] };
 const AWS_SESSION_TOKEN: Setting = Setting { key: "", variables: &["AWS_SESSION_TOKEN"] };
 const AWS_PROFILE: Setting = Setting { key: "", variables: &["AWS_PROFILE"] };
+const AWS_CREDENTIALS_FILE: Setting = Setting { key: "", variables: &["AWS_SHARED_CREDENTIALS_FILE"] };
+const AWS_CONFIG_FILE: Setting = Setting { key: "", variables: &["AWS_CONFIG_FILE"] };
+const HOME: Setting = Setting { key: "", variables: &["HOME"] };
+/// Where an instance is asked for its role, and a token for the credentials of one, if not at the usual addresses.
+const METADATA_ENDPOINT: Setting = Setting { key: "", variables: &["AWS_EC2_METADATA_SERVICE_ENDPOINT"] };
+const STS_ENDPOINT: Setting = Setting { key: "", variables: &["AWS_ENDPOINT_URL_STS"] };
 /// A role in place of keys: that of a Kubernetes service account, or of a container.
 const AWS_ROLES: [Setting; 6] = [
     Setting { key: "", variables: &["AWS_WEB_IDENTITY_TOKEN_FILE"] },
@@ -41,9 +49,15 @@ const AWS_ROLES: [Setting; 6] = [
     Setting { key: "", variables: &["AWS_CONTAINER_CREDENTIALS_FULL_URI"] },
     Setting { key: "", variables: &["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"] },
 ];
+/// Without the second the store passes over the first, and asks for another role.
+const BOTH_OR_NONE: [[&str; 2]; 2] = [
+    ["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"],
+    ["AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"],
+];
 
 /// What has a key in `lakebeat.toml`.
-pub(super) const ALL: &[&Setting] = &[&LAKE, &ENDPOINT, &BUCKET, &REGION, &ACCESS_KEY, &SECRET_KEY, &SESSION_TOKEN];
+pub(super) const ALL: &[&Setting] =
+    &[&LAKE, &ENDPOINT, &BUCKET, &REGION, &ACCESS_KEY, &SECRET_KEY, &SESSION_TOKEN, &CA_FILE];
 
 /// The lake's URL: what is set, or the bucket of the replaced pipeline's settings, or a folder in the data folder.
 pub(super) fn read(flag: Option<&String>, layers: &Layers, data_dir: &Path) -> anyhow::Result<(Url, StorageOptions)> {
@@ -55,7 +69,9 @@ pub(super) fn read(flag: Option<&String>, layers: &Layers, data_dir: &Path) -> a
     };
     let mut storage = StorageOptions::default();
     if matches!(url.scheme(), "s3" | "s3a") {
-        storage.settings = s3_settings(layers)?;
+        let profile = profile(layers)?;
+        storage.settings = s3_settings(layers, &profile)?;
+        storage.ca_file = pick(layers, &CA_FILE)?.or(profile.get("ca_bundle").cloned()).map(Into::into);
     }
     Ok((url, storage))
 }
@@ -91,41 +107,72 @@ fn check_bucket(name: &str) -> anyhow::Result<()> {
 }
 
 /// The store's settings, by the names that `object_store` knows.
-fn s3_settings(layers: &Layers) -> anyhow::Result<BTreeMap<String, String>> {
-    let mut settings = credentials(layers)?;
-    let mut set = |name: &str, value: String| settings.insert(name.to_owned(), value);
-    set("aws_region", pick(layers, &REGION)?.unwrap_or_else(|| "us-east-1".to_owned()));
-    let endpoint = pick(layers, &ENDPOINT)?;
-    if let Some(endpoint) = &endpoint {
-        let endpoint = endpoint_url(endpoint)?;
-        set("aws_allow_http", (endpoint.scheme() == "http").to_string());
-        set("aws_virtual_hosted_style_request", "false".to_owned());
-        set("aws_endpoint", endpoint.as_str().trim_end_matches('/').to_owned());
-    }
-    if settings.contains_key("aws_access_key_id") {
-        return Ok(settings);
-    }
-    if let Some(profile) = pick(layers, &AWS_PROFILE)? {
-        let message = format!(
-            "AWS_PROFILE is \"{profile}\", but profiles and SSO are not read here: put what \
-             `aws configure export-credentials --format env` prints into the environment"
-        );
-        return Err(Fault::usage(message).into());
-    }
+fn s3_settings(layers: &Layers, profile: &Profile) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut settings = credentials(layers, profile)?;
+    let is_without = !settings.contains_key("aws_access_key_id")
+        && !AWS_ROLES.iter().any(|role| settings.contains_key(&store_name(role)));
     // Without any of these the store asks for the role of the EC2 instance, which a server of one's own has not.
-    if endpoint.is_some() && !AWS_ROLES.iter().any(|role| settings.contains_key(&store_name(role))) {
+    if is_without && pick(layers, &MINIO_ENDPOINT)?.is_some() {
         let message =
             "the lake is in a bucket, but there are no credentials: set MINIO_ACCESS_KEY and MINIO_SECRET_KEY";
         return Err(Fault::usage(message).into());
     }
+    let mut set = |name: &str, value: String| settings.insert(name.to_owned(), value);
+    let region = pick(layers, &REGION)?.or(profile.get("region").cloned());
+    set("aws_region", region.unwrap_or_else(|| "us-east-1".to_owned()));
+    for (name, setting) in [("aws_metadata_endpoint", &METADATA_ENDPOINT), ("aws_endpoint_url_sts", &STS_ENDPOINT)] {
+        if let Some(address) = pick(layers, setting)? {
+            set(name, address.trim_end_matches('/').to_owned());
+        }
+    }
+    if let Some(endpoint) = pick(layers, &ENDPOINT)?.or(profile.endpoint()?.cloned()) {
+        let endpoint = endpoint_url(&endpoint)?;
+        set("aws_allow_http", (endpoint.scheme() == "http").to_string());
+        set("aws_virtual_hosted_style_request", "false".to_owned());
+        set("aws_endpoint", endpoint.as_str().trim_end_matches('/').to_owned());
+    }
     Ok(settings)
+}
+
+/// The profile of AWS's own tools that is named, or else their default one. A server of one's own is not asked with keys of
+/// somebody's AWS account that happen to lie there: its own are set, or a profile is named.
+fn profile(layers: &Layers) -> anyhow::Result<Profile> {
+    let named = pick(layers, &AWS_PROFILE)?;
+    let is_with_own_keys = pick(layers, &ACCESS_KEY)?.is_some() || pick(layers, &SECRET_KEY)?.is_some();
+    if is_with_own_keys || (named.is_none() && pick(layers, &MINIO_ENDPOINT)?.is_some()) {
+        return Ok(Profile::default());
+    }
+    let credentials = aws_file(layers, &AWS_CREDENTIALS_FILE, "credentials")?;
+    Profile::find(named.as_deref(), &credentials, &aws_file(layers, &AWS_CONFIG_FILE, "config")?)
+}
+
+/// One that a variable names has to be there; the one in the home folder need not.
+fn aws_file(layers: &Layers, setting: &Setting, name: &str) -> anyhow::Result<AwsFile> {
+    let home = pick(layers, &HOME)?.unwrap_or_default();
+    let (path, may_be_missing) = match pick(layers, setting)? {
+        Some(set) => (set.strip_prefix("~/").map_or_else(|| set.clone(), |rest| format!("{home}/{rest}")), false),
+        None if home.is_empty() => return Ok(AwsFile { name: format!("~/.aws/{name}"), ..AwsFile::default() }),
+        None => (format!("{home}/.aws/{name}"), true),
+    };
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(AwsFile { name: path, text }),
+        Err(error) if may_be_missing && error.kind() == std::io::ErrorKind::NotFound => {
+            Ok(AwsFile { name: path, ..AwsFile::default() })
+        }
+        Err(error) => {
+            Err(Fault::usage(format!("cannot read {path}: {error}; {} names another", setting.variables[0])).into())
+        }
+    }
 }
 
 /// `host:port` is how MinIO's own clients write it.
 fn endpoint_url(text: &str) -> anyhow::Result<Url> {
     let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     let bad = |why: &str| {
-        let message = format!("MINIO_ENDPOINT is \"{text}\": {why}; write http://host:port or https://host:port");
+        let message = format!(
+            "the store's address is \"{text}\": {why}; write http://host:port or https://host:port (MINIO_ENDPOINT, \
+             AWS_ENDPOINT_URL, or endpoint_url of a profile)"
+        );
         Fault::usage(message)
     };
     let url = Url::parse(&full).map_err(|error| bad(&error.to_string()))?;
@@ -142,8 +189,8 @@ fn endpoint_url(text: &str) -> anyhow::Result<Url> {
     }
 }
 
-/// Our key and secret, or else AWS's. Never one of each: they would not fit.
-fn credentials(layers: &Layers) -> anyhow::Result<BTreeMap<String, String>> {
+/// Our key and secret, or else AWS's, in the order of AWS's own tools. Never one of each: they would not fit.
+fn credentials(layers: &Layers, profile: &Profile) -> anyhow::Result<BTreeMap<String, String>> {
     let ours = [("MINIO_ACCESS_KEY", &ACCESS_KEY), ("MINIO_SECRET_KEY", &SECRET_KEY)];
     let of_aws = [("AWS_ACCESS_KEY_ID", &AWS_ACCESS_KEY), ("AWS_SECRET_ACCESS_KEY", &AWS_SECRET_KEY)];
     let mut settings = BTreeMap::new();
@@ -160,10 +207,18 @@ fn credentials(layers: &Layers) -> anyhow::Result<BTreeMap<String, String>> {
         settings.extend(pick(layers, token)?.map(|token| ("aws_session_token".to_owned(), token)));
         return Ok(settings);
     }
+    settings = profile.credentials()?;
+    if !settings.is_empty() {
+        return Ok(settings);
+    }
     for role in &AWS_ROLES {
         settings.extend(pick(layers, role)?.map(|value| (store_name(role), value)));
     }
-    Ok(settings)
+    let is_set = |name: &str| settings.contains_key(&name.to_lowercase());
+    match BOTH_OR_NONE.iter().find(|[given, needed]| is_set(given) && !is_set(needed)) {
+        Some([given, missing]) => Err(without(given, missing)),
+        None => Ok(settings),
+    }
 }
 
 fn without(given: &str, missing: &str) -> anyhow::Error {
@@ -205,7 +260,8 @@ mod tests {
         let shown = match read(None, &layers, Path::new("/data")) {
             Ok((url, storage)) => {
                 let settings = storage.settings.iter().map(|(name, value)| format!(" {name}={value}"));
-                format!("{url}{}", settings.collect::<String>())
+                let ca_file = storage.ca_file.iter().map(|path| format!(" ca_file={}", path.display()));
+                format!("{url}{}", settings.chain(ca_file).collect::<String>())
             }
             Err(error) => error.to_string(),
         };
@@ -263,8 +319,27 @@ mod tests {
         check(
             &[lake, ("AWS_PROFILE", "work")],
             expect![[
-                r#"AWS_PROFILE is "work", but profiles and SSO are not read here: put what `aws configure export-credentials --format env` prints into the environment"#
+                r#"AWS_PROFILE is "work", but neither ~/.aws/credentials nor ~/.aws/config has it: name one that is there, or add it with `aws configure --profile work`"#
             ]],
+        );
+        check(
+            &[lake, ("AWS_SHARED_CREDENTIALS_FILE", "/nowhere/keys")],
+            expect![
+                "cannot read /nowhere/keys: No such file or directory (os error 2); AWS_SHARED_CREDENTIALS_FILE names another"
+            ],
+        );
+        check(
+            &[lake, ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://169.254.170.23/v1/credentials")],
+            expect![
+                "AWS_CONTAINER_CREDENTIALS_FULL_URI is set, but AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE is not: set both"
+            ],
+        );
+        // The role of the machine, through an address within a network of one's own, with an authority of its own.
+        check(
+            &[lake, ("AWS_ENDPOINT_URL_S3", "https://s3.example.com/"), ("AWS_CA_BUNDLE", "/ca.pem")],
+            expect![
+                "s3://mine/lake aws_allow_http=false aws_endpoint=https://s3.example.com aws_region=us-east-1 aws_virtual_hosted_style_request=false ca_file=/ca.pem"
+            ],
         );
         // An address for AWS's own tools does not move the lake.
         check(&[("AWS_ENDPOINT_URL", "http://localhost:4566")], expect!["file:///data/lake/"]);

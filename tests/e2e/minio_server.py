@@ -1,6 +1,8 @@
 """A real MinIO (scripts/setup-minio.sh): for the tests and for the bench."""
 
 import json
+import shutil
+import ssl
 import subprocess
 import urllib.parse
 import urllib.request
@@ -10,6 +12,7 @@ from pyarrow import fs
 
 from lake import Lake
 from program import CACHE, Server, free_ports
+from secure_kafka import authority, certificate
 from waiting import wait_for
 
 PROGRAM = CACHE / "minio" / "bin" / "minio"
@@ -24,6 +27,8 @@ class MinioServer(Server):
         folder.mkdir(parents=True)
         self.port, page = free_ports(2)
         self.endpoint = f"http://127.0.0.1:{self.port}"
+        # Whom a client trusts that asks whether it is ready.
+        self.trust = None
         self.access_key, self.secret_key = access_key, secret_key
         self.data = folder / "data"
         listen = ["--address", f"127.0.0.1:{self.port}", "--console-address", f"127.0.0.1:{page}"]
@@ -37,7 +42,7 @@ class MinioServer(Server):
         return self
 
     def _is_ready(self):
-        with urllib.request.urlopen(f"{self.endpoint}/minio/health/ready", timeout=2) as answer:
+        with urllib.request.urlopen(f"{self.endpoint}/minio/health/ready", timeout=2, context=self.trust) as answer:
             return answer.status == 200
 
     def environment(self, bucket):
@@ -107,3 +112,19 @@ class MinioServer(Server):
             "MINIO_SECRET_KEY": found["SecretAccessKey"],
             "LAKEBEAT_S3_SESSION_TOKEN": found["SessionToken"],
         }
+
+
+class SecureMinio(MinioServer):
+    """Behind TLS, with a certificate that an authority of its own has signed."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.endpoint = f"https://127.0.0.1:{self.port}"
+        self.authority = authority(folder / "authority") / "ca.pem"
+        self.trust = ssl.create_default_context(cafile=self.authority)
+        self.certificate = certificate(folder, self.authority.parent)
+        certificates = folder / "certificates"
+        certificates.mkdir()
+        shutil.copy(folder / "server.pem", certificates / "public.crt")
+        shutil.copy(folder / "server.key", certificates / "private.key")
+        self.args += ["--certs-dir", str(certificates)]

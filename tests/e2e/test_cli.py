@@ -397,3 +397,28 @@ def test_a_full_disk_under_everything(small_disk, tmp_path, seed, ended_later):
     wait_settled(lake, kept(up.brokers, log + logged(path)), alive=up)
     ended = up.command("verify", "--json")
     assert ended.status == DONE, ended
+
+
+def test_a_disk_that_becomes_read_only_under_the_lake(tmp_path, small_disk, seed, ended_later):
+    """As a kernel makes it after a fault of the disk."""
+    up = ended_later(Up(tmp_path, "--no-simulate", lake=small_disk / "lake")).start()
+    log, _ = simulate(up.brokers, tmp_path, 500, seed)
+    lake = Lake(up.lake)
+    wait_settled(lake, produced(up.brokers, log), alive=up)
+
+    # While a file is open for writing the system refuses it.
+    wait_for("it is read-only", lambda: remounted(small_disk, "ro"), alive=up)
+    more, _ = simulate(up.brokers, tmp_path, 500, seed + 1)
+    assert up.wait(60) == WRONG, up.tail()
+    assert "read-only" in up.err().lower() and "--lake" in up.err() and "panicked" not in up.err(), up.tail()
+
+    assert remounted(small_disk, "rw")
+    up.start()
+    wait_settled(lake, produced(up.brokers, log + more), alive=up)
+    ended = up.command("verify", "--json")
+    assert ended.status == DONE, ended
+
+
+def remounted(disk, how):
+    """Whether a file system could be mounted again so."""
+    return subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], capture_output=True, check=False).returncode == 0

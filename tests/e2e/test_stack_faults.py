@@ -5,9 +5,11 @@ import socket
 
 import pytest
 
+from lake import check_accounted
 from messages import simulate
 from minio_server import MinioServer
 from program import DOORS, Process, door_flags, free_doors, free_ports, run, topics
+from waiting import wait_for
 
 WRONG, UNREACHABLE = 2, 3
 
@@ -154,6 +156,27 @@ def test_a_wrong_region(tmp_path, place, ended_later):
     check_refused(ended, WRONG, "eu-central-1", "AWS_REGION")
     ended = run("table", "ls", cwd=tmp_path, env=env | {"AWS_REGION": "eu-central-1"}, timeout=90)
     assert ended.status == 0, ended
+
+
+def test_a_bucket_that_is_deleted_under_a_running_ingest(tmp_path, kafka, minio, place, ended_later, seed):
+    """It ends and says so; started again it makes the bucket, and reads the topic from its beginning."""
+    sent, _ = simulate(kafka.address, tmp_path, 300, seed, topic=place)
+    lake = minio.lake(place)
+    process = Process("ingest", "--brokers", kafka.address, "--topic", place, cwd=tmp_path, env=minio.environment(place))
+    ended_later(process).start()
+    wait_for("all is in the lake", lambda: sum(lake.counts()) == len(sent), every=0.5, alive=process)
+    wait_for("the bucket is gone", lambda: minio.files().delete_dir(place) is None)
+    more, _ = simulate(kafka.address, tmp_path, 300, seed + 1, topic=place)
+    assert process.wait(60) == WRONG, process.tail()
+    errors = [line for line in process.err().splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "NoSuchBucket" in errors[0] and "MINIO_BUCKET" in errors[0], process.tail()
+
+    process.start()
+    wait_for("all is there again", lambda: sum(lake.counts()) == len(sent + more), every=0.5, alive=process)
+    process.stop()
+    check_accounted(lake, sent + more)
+    ended = run("verify", "--json", cwd=tmp_path, env=minio.environment(place))
+    assert ended.status == 0 and ended.json["faults"] == [], ended
 
 
 # Kafka.

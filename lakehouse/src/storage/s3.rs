@@ -1,26 +1,31 @@
 //! A lake in a bucket: the store, the bucket if it is missing, and what the server says when it refuses.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, AwsAuthorizer};
 use object_store::client::{HttpConnector as _, HttpRequest, HttpRequestBody, ReqwestConnector};
-use object_store::{BackoffConfig, ClientOptions, RetryConfig};
+use object_store::{BackoffConfig, Certificate, ClientOptions, RetryConfig};
 use url::Url;
 
 use super::StorageOptions;
 use crate::error::{Error, ErrorKind, Result};
 
 /// How long a request is repeated before its caller hears of it. Short: every caller that can wait longer does so by
-/// itself, and says meanwhile what it waits for.
+/// itself, and says meanwhile what it waits for. The pauses between are random, so that clients that were cut off together
+/// do not come back together.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRIES_MAX: usize = 4;
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
-/// Where an EC2 instance learns of its role.
-const INSTANCE_METADATA: &str = "://169.254.169.254/";
+/// Where an EC2 instance learns of its role: the first that is asked for.
+const INSTANCE_METADATA: &str = "/latest/api/token ";
 /// Our own word for that nobody answers there: no server has said it.
 const NO_CREDENTIALS: &str = "NoCredentials";
+/// Our own word for a certificate that is not accepted, and how the TLS library begins what it says of it.
+const BAD_CERTIFICATE: &str = "BadCertificate";
+const CERTIFICATE_REFUSED: &str = "invalid peer certificate: ";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// One request, with the whole file that it may carry: on a slow line a shorter limit would be met each time anew.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(180);
@@ -45,7 +50,10 @@ impl Bucket {
         let name = name.ok_or_else(|| {
             Error::new(ErrorKind::BadConfig, format!("{lake} names no bucket: write s3://bucket/path"))
         })?;
-        let client = ClientOptions::new().with_connect_timeout(CONNECT_TIMEOUT).with_timeout(REQUEST_TIMEOUT);
+        let mut client = ClientOptions::new().with_connect_timeout(CONNECT_TIMEOUT).with_timeout(REQUEST_TIMEOUT);
+        for authority in authorities(options.ca_file.as_deref())? {
+            client = client.with_root_certificate(authority);
+        }
         let retry = RetryConfig {
             backoff: BackoffConfig { max_backoff: RETRY_PAUSE_MAX, ..BackoffConfig::default() },
             max_retries: RETRIES_MAX,
@@ -129,6 +137,21 @@ impl Bucket {
     }
 }
 
+/// The certificates in a file.
+fn authorities(file: Option<&Path>) -> Result<Vec<Certificate>> {
+    let Some(file) = file else { return Ok(Vec::new()) };
+    let bad = |what: String| {
+        let message = format!(
+            "{} {what}: name a PEM file of certificates with AWS_CA_BUNDLE, or s3.ca_file in lakebeat.toml",
+            file.display()
+        );
+        Error::new(ErrorKind::BadConfig, message)
+    };
+    let pem = std::fs::read(file).map_err(|error| bad(format!("cannot be read ({error})")))?;
+    let found = Certificate::from_pem_bundle(&pem).map_err(|error| bad(format!("is no PEM file ({error})")))?;
+    if found.is_empty() { Err(bad("holds no certificate".to_owned())) } else { Ok(found) }
+}
+
 /// What an S3 server says when it refuses: the code and the message of its XML answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
@@ -145,6 +168,12 @@ impl Refusal {
         };
         if let Some(code) = between("Code") {
             return Some(Self { code, message: between("Message").unwrap_or_default() });
+        }
+        if let Some((_, said)) = text.rsplit_once(CERTIFICATE_REFUSED) {
+            return Some(Self {
+                code: BAD_CERTIFICATE.to_owned(),
+                message: said.lines().next().unwrap_or_default().to_owned(),
+            });
         }
         if text.contains(INSTANCE_METADATA) {
             // Asked for a role when no key is set. Anywhere but on such an instance nobody answers there.
@@ -179,7 +208,11 @@ impl Refusal {
                 "the secret key does not belong to the access key: check MINIO_SECRET_KEY or AWS_SECRET_ACCESS_KEY"
             }
             NO_CREDENTIALS => {
-                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or MINIO_ACCESS_KEY and MINIO_SECRET_KEY"
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or MINIO_ACCESS_KEY and MINIO_SECRET_KEY, or AWS_PROFILE"
+            }
+            BAD_CERTIFICATE => {
+                "name the authority that signed it with AWS_CA_BUNDLE, or s3.ca_file in lakebeat.toml, and the server as \
+                 its certificate does"
             }
             "ExpiredToken" | "InvalidToken" | "InvalidTokenId" | "InvalidClientTokenId" => {
                 "the session's credentials are not valid (any more): get new ones and set AWS_ACCESS_KEY_ID, \
@@ -215,8 +248,10 @@ impl Refusal {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.code != NO_CREDENTIALS {
-            write!(f, "the S3 server says {}: ", self.code)?;
+        match self.code.as_str() {
+            NO_CREDENTIALS => {}
+            BAD_CERTIFICATE => f.write_str("the S3 server's certificate is not accepted: ")?,
+            code => write!(f, "the S3 server says {code}: ")?,
         }
         f.write_str(self.message.trim_end_matches('.'))?;
         match self.remedy() {

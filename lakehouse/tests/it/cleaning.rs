@@ -178,4 +178,37 @@ async fn what_was_put_together_stays_for_a_refresh_that_has_not_read_it() {
     let changes = table.changes(Some(12), newest).await.expect("read");
     let Changes::Rewritten { reason } = changes else { panic!("{changes:?}") };
     assert!(reason.contains("cleaned up"), "{reason}");
+/// A machine whose clock is put back an hour, and right again after a while.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_was_set_back_does_no_harm() {
+    let clock = clock();
+    let lake = Lake::open(&memory(), &StorageOptions::default(), clock.clone()).await.expect("opens");
+    let table = lake.table(&TableName::new("gold", "one"));
+    let mut cleaner = Cleaner::new(lake.clone());
+    let before = rebuild(&lake, 0..3).await;
+    let lease = lake.take_lease("ingest/events", "one").await.expect("taken");
+
+    clock.advance(TimeDelta::hours(-1));
+    assert_eq!(lake.leases("ingest/events").await.expect("read").len(), 1, "its holder is alive");
+    // A version that is never published: only its readers need it.
+    let unpublished = replace_all(&table, 0..6).await.version;
+    let newest = rebuild(&lake, 0..9).await;
+    assert_eq!(cleaner.clean().await.expect("cleaned").files, 0);
+
+    // Put right: whoever began to read a moment ago still has its time.
+    clock.advance(TimeDelta::hours(1));
+    lease.release().await;
+    assert_eq!(cleaner.clean().await.expect("cleaned").files, 0);
+    assert_eq!(Cleaner::new(lake.clone()).clean().await.expect("cleaned").files, 0);
+    for (version, expected) in [(before, 3), (unpublished, 6), (newest, 9)] {
+        let context = lake.session_factory().context();
+        context.register_table("t", table.at(version).await.expect("kept").provider()).expect("registered");
+        assert_eq!(numbers(&context, "select count(id) from t where id >= 0").await, vec![expected]);
+    }
+    let published = lake.newest_publication(DEFAULT_GROUP).await.expect("read").expect("one");
+    assert_eq!(published.tables[table.name()].version, newest);
+
+    clock.advance(TimeDelta::minutes(11));
+    assert!(cleaner.clean().await.expect("cleaned").files >= 3, "those that only the unpublished version has");
+    assert!(lake.verify().await.expect("audited").is_whole());
 }

@@ -1,36 +1,57 @@
-//! A store that fails on purpose, and what the committer makes of it.
+//! A store that fails on purpose, over any real one.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use chrono::TimeDelta;
 use futures::stream::BoxStream;
-use lakehouse::{ErrorKind, Lake, Outcome, SystemClock};
+use futures::{StreamExt as _, TryFutureExt as _, TryStreamExt as _};
+use lakehouse::{Lake, SystemClock};
+use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt as _,
+    PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use url::Url;
 
-use crate::support::{commit_of, ids, name, spec};
+use crate::support::{TestLake, bucket, lakes, name, spec};
 
-/// What happens to the next creations of a log entry.
-#[derive(Debug, Default)]
-struct Faulty {
-    store: InMemory,
-    /// So many are done, but answered with an error.
-    answers_to_lose: AtomicU32,
-    /// So many are done and then done again by the client, which hears that the entry is there already.
-    answers_to_repeat: AtomicU32,
-    /// So many are not done.
-    requests_to_lose: AtomicU32,
+/// What happens to the next requests.
+#[derive(Debug)]
+pub(crate) struct Faulty {
+    store: Arc<dyn ObjectStore>,
+    /// So many log entries are written, but answered with an error.
+    pub(crate) answers_to_lose: AtomicU32,
+    /// So many are written and then written again by the client, which hears that the entry is there already.
+    pub(crate) answers_to_repeat: AtomicU32,
+    /// So many are not written.
+    pub(crate) requests_to_lose: AtomicU32,
     /// So many reads of log entries are lost.
-    lost_entries: AtomicU32,
+    pub(crate) lost_entries: AtomicU32,
     /// From the so manieth read of a data file on, all are lost; 0 is none.
-    lost_read: AtomicU32,
+    pub(crate) lost_read: AtomicU32,
+    /// So many uploads end in the middle, as by the death of their process: nobody takes back what is there.
+    pub(crate) uploads_to_break_off: AtomicU32,
+    /// So many data files get their name with half of what belongs in them.
+    pub(crate) files_to_truncate: AtomicU32,
+    /// Nothing more can be written.
+    pub(crate) is_full: AtomicBool,
+    /// Listed files are two days older than they are.
+    pub(crate) is_long_ago: Arc<AtomicBool>,
+    /// What lists do not know yet, while they lag.
+    lag: Arc<Mutex<Option<Lag>>>,
+}
+
+/// What was written and deleted since lists began to lag.
+#[derive(Debug, Default)]
+struct Lag {
+    written: BTreeSet<Path>,
+    deleted: BTreeMap<Path, ObjectMeta>,
 }
 
 fn take(count: &AtomicU32) -> bool {
@@ -38,14 +59,84 @@ fn take(count: &AtomicU32) -> bool {
 }
 
 impl Faulty {
+    fn over(store: Arc<dyn ObjectStore>) -> Self {
+        Self {
+            store,
+            answers_to_lose: AtomicU32::default(),
+            answers_to_repeat: AtomicU32::default(),
+            requests_to_lose: AtomicU32::default(),
+            lost_entries: AtomicU32::default(),
+            lost_read: AtomicU32::default(),
+            uploads_to_break_off: AtomicU32::default(),
+            files_to_truncate: AtomicU32::default(),
+            is_full: AtomicBool::default(),
+            is_long_ago: Arc::default(),
+            lag: Arc::default(),
+        }
+    }
+
+    /// From now on lists show what is there now, until they catch up.
+    pub(crate) fn let_lists_lag(&self) {
+        *self.lag.lock().expect("no holder panics") = Some(Lag::default());
+    }
+
+    pub(crate) fn let_lists_catch_up(&self) {
+        *self.lag.lock().expect("no holder panics") = None;
+    }
+
     fn loses_read(&self) -> bool {
         let left = self.lost_read.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| (left > 1).then(|| left - 1));
         left == Err(1)
     }
+
+    fn is_written(&self, location: &Path) {
+        if let Some(lag) = self.lag.lock().expect("no holder panics").as_mut() {
+            lag.written.insert(location.clone());
+        }
+    }
+
+    /// Writes half of it in the way of large files, and leaves it at that.
+    async fn break_off(&self, location: &Path, payload: PutPayload) -> Result<PutResult> {
+        let mut upload = self.store.put_multipart(location).await?;
+        upload.put_part(half(payload)).await?;
+        // A process that is killed runs no destructor.
+        std::mem::forget(upload);
+        Err(broken())
+    }
+
+    /// All objects as lists show them now, in their order.
+    fn listed(&self, prefix: Option<&Path>) -> impl Future<Output = Result<Vec<ObjectMeta>>> + Send + 'static {
+        let (lag, is_long_ago) = (self.lag.clone(), self.is_long_ago.clone());
+        let (found, prefix) = (self.store.list(prefix), prefix.cloned().unwrap_or_default());
+        async move {
+            let mut found: Vec<ObjectMeta> = found.try_collect().await?;
+            if let Some(lag) = lag.lock().expect("no holder panics").as_ref() {
+                found.retain(|object| !lag.written.contains(&object.location));
+                found.extend(lag.deleted.values().filter(|gone| gone.location.prefix_matches(&prefix)).cloned());
+            }
+            if is_long_ago.load(Ordering::SeqCst) {
+                found.iter_mut().for_each(|object| object.last_modified -= TimeDelta::days(2));
+            }
+            found.sort_by(|a, b| a.location.cmp(&b.location));
+            Ok(found)
+        }
+    }
+}
+
+fn half(payload: PutPayload) -> PutPayload {
+    let bytes = bytes::Bytes::from(payload);
+    bytes.slice(..bytes.len() / 2).into()
 }
 
 fn broken() -> object_store::Error {
     object_store::Error::Generic { store: "faulty", source: "connection reset".into() }
+}
+
+fn full() -> object_store::Error {
+    object_store::Error::Generic {
+        store: "faulty",
+        source: std::io::Error::from(std::io::ErrorKind::StorageFull).into(),
+    }
 }
 
 impl fmt::Display for Faulty {
@@ -57,18 +148,27 @@ impl fmt::Display for Faulty {
 #[async_trait]
 impl ObjectStore for Faulty {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        let is_commit = matches!(options.mode, PutMode::Create) && location.as_ref().contains("_delta_log");
-        if !is_commit {
-            return self.store.put_opts(location, payload, options).await;
+        if self.is_full.load(Ordering::SeqCst) {
+            return Err(full());
         }
-        if take(&self.requests_to_lose) {
+        let is_commit = matches!(options.mode, PutMode::Create) && location.as_ref().contains("_delta_log");
+        let is_data = location.as_ref().ends_with(".parquet");
+        if (is_commit || is_data) && take(&self.uploads_to_break_off) {
+            return self.break_off(location, payload).await;
+        }
+        if is_data && take(&self.files_to_truncate) {
+            self.store.put_opts(location, half(payload), options).await?;
+            return Err(broken());
+        }
+        if is_commit && take(&self.requests_to_lose) {
             return Err(broken());
         }
         let done = self.store.put_opts(location, payload, options).await?;
-        if take(&self.answers_to_lose) {
+        self.is_written(location);
+        if is_commit && take(&self.answers_to_lose) {
             return Err(broken());
         }
-        if take(&self.answers_to_repeat) {
+        if is_commit && take(&self.answers_to_repeat) {
             let path = location.to_string();
             return Err(object_store::Error::AlreadyExists { path, source: "repeated by the client".into() });
         }
@@ -76,6 +176,7 @@ impl ObjectStore for Faulty {
     }
 
     async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        self.is_written(at);
         self.store.put_multipart_opts(at, options).await
     }
 
@@ -91,15 +192,37 @@ impl ObjectStore for Faulty {
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.store.delete_stream(locations)
+        let (store, lag) = (self.store.clone(), self.lag.clone());
+        let noted = locations.and_then(move |path| {
+            let (store, lag) = (store.clone(), lag.clone());
+            async move {
+                let there = store.head(&path).await;
+                if let (Ok(object), Some(lag)) = (there, lag.lock().expect("no holder panics").as_mut()) {
+                    lag.deleted.insert(path.clone(), object);
+                }
+                Ok(path)
+            }
+        });
+        self.store.delete_stream(noted.boxed())
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.store.list(prefix)
+        let listed = self.listed(prefix).map_ok(|found| futures::stream::iter(found.into_iter().map(Ok)));
+        listed.try_flatten_stream().boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.store.list_with_delimiter(prefix).await
+        let folder = prefix.cloned().unwrap_or_default();
+        let (mut objects, mut common_prefixes) = (Vec::new(), BTreeSet::new());
+        for object in self.listed(prefix).await? {
+            let parts = Vec::from_iter(object.location.prefix_match(&folder).into_iter().flatten());
+            match parts.as_slice() {
+                [_] => objects.push(object.clone()),
+                [below, ..] => drop(common_prefixes.insert(folder.clone().join(below.clone()))),
+                [] => {}
+            }
+        }
+        Ok(ListResult { common_prefixes: Vec::from_iter(common_prefixes), objects })
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
@@ -107,118 +230,38 @@ impl ObjectStore for Faulty {
     }
 }
 
-async fn open_on(store: Arc<Faulty>) -> Lake {
-    let url = Url::parse("memory:///lake/").expect("valid URL");
-    Lake::open_on(store, &url, Arc::new(SystemClock)).await.expect("opens")
+/// A lake on a store that can be made to fail.
+pub(crate) struct FaultyLake {
+    pub(crate) store: Arc<Faulty>,
+    pub(crate) lake: Lake,
+    /// What lies beneath.
+    pub(crate) test: TestLake,
 }
 
-async fn faulty_lake() -> (Arc<Faulty>, Lake) {
-    let store = Arc::new(Faulty::default());
-    let lake = open_on(store.clone()).await;
-    lake.table(&name()).ensure(&spec()).await.expect("made");
-    (store, lake)
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_lost_answer_is_not_a_failure() {
-    let (store, lake) = faulty_lake().await;
-    let table = lake.table(&name());
-    for fault in [&store.answers_to_lose, &store.answers_to_repeat] {
-        let ledger = table.ledger(&["a".to_owned()]).await.expect("read");
-        let first = ledger.entries.get("a").copied().unwrap_or(0);
-        let commit = commit_of(&table, first..first + 3, "a", first + 3).await;
-        fault.store(1, Ordering::SeqCst);
-        let outcome = table.append(ledger.version, commit).await.expect("answered");
-        assert_eq!(outcome, Outcome::Committed(ledger.version + 1));
-    }
-    assert_eq!(ids(&lake, &table).await, (0..6).collect::<Vec<_>>());
-}
-
-/// A lake that held its own sessions, which hold the lake, once kept all that was known of it for ever.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_lake_that_is_closed_lets_go_of_its_store() {
-    let (store, lake) = faulty_lake().await;
-    let table = lake.table(&name());
-    let commit = commit_of(&table, 0..3, "a", 3).await;
-    table.append(0, commit).await.expect("committed");
-    assert_eq!(ids(&lake, &table).await, [0, 1, 2]);
-    drop((lake, table));
-    assert_eq!(Arc::strong_count(&store), 1);
-}
-
-/// Whether the entry that stands there is ours cannot be told while nothing can be read: that is a store to wait for.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_rival_that_cannot_be_read_is_a_store_that_is_away() {
-    let (store, lake) = faulty_lake().await;
-    let table = lake.table(&name());
-    let commit = commit_of(&table, 0..3, "a", 3).await;
-    store.answers_to_repeat.store(1, Ordering::SeqCst);
-    store.lost_entries.store(u32::MAX, Ordering::SeqCst);
-    let error = table.append(0, commit).await.expect_err("nobody knows");
-    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
-    store.lost_entries.store(0, Ordering::SeqCst);
-    assert_eq!(ids(&lake, &table).await, (0..3).collect::<Vec<_>>());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_lost_request_is_repeated_and_then_an_error() {
-    let (store, lake) = faulty_lake().await;
-    let table = lake.table(&name());
-    store.requests_to_lose.store(2, Ordering::SeqCst);
-    let commit = commit_of(&table, 0..3, "a", 3).await;
-    assert_eq!(table.append(0, commit).await.expect("answered"), Outcome::Committed(1));
-
-    store.requests_to_lose.store(u32::MAX, Ordering::SeqCst);
-    let commit = commit_of(&table, 3..6, "a", 6).await;
-    let error = table.append(1, commit).await.expect_err("the store never takes it");
-    assert_eq!(error.kind(), ErrorKind::Unavailable);
-    store.requests_to_lose.store(0, Ordering::SeqCst);
-    assert_eq!(ids(&lake, &table).await, (0..3).collect::<Vec<_>>());
-}
-
-/// A store that went away while a footer was read was once taken for a damaged file, and ended the process that should have
-/// waited.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_goes_away_while_rows_are_read_is_no_damaged_file() {
-    let (store, lake) = faulty_lake().await;
-    let table = lake.table(&name());
-    let commit = commit_of(&table, 0..3, "a", 3).await;
-    table.append(0, commit).await.expect("answered");
-    for read in 1.. {
-        store.lost_read.store(read, Ordering::SeqCst);
-        // Another process: nothing is cached.
-        let lake = open_on(store.clone()).await;
-        let head = lake.table(&name()).head().await.expect("the log is there");
-        let rows = lake.session_factory().context().read_table(head.provider()).expect("planned");
-        let Err(error) = rows.collect().await else {
-            assert!(read > 2, "the footer and the rows are not {} reads", read - 1);
-            break;
+/// One in memory, one on disk and one in a bucket, each with a table.
+pub(crate) async fn faulty_lakes() -> Vec<FaultyLake> {
+    let mut found = Vec::new();
+    for test in lakes().await {
+        let store: Arc<dyn ObjectStore> = match test.url.scheme() {
+            "s3" => Arc::new(bucket(&test.url)),
+            "file" => Arc::new(LocalFileSystem::new()),
+            _ => Arc::new(InMemory::new()),
         };
-        let error = lakehouse::Error::query("cannot read it", error);
-        assert_eq!(error.kind(), ErrorKind::Unavailable, "read {read}: {error}");
+        let store = Arc::new(Faulty::over(store));
+        let lake = open_on(&store, &test.url).await;
+        lake.table(&name()).ensure(&spec()).await.expect("made");
+        found.push(FaultyLake { store, lake, test });
+    }
+    found
+}
+
+impl FaultyLake {
+    /// As another process sees it: nothing is known of it yet.
+    pub(crate) async fn opened_again(&self) -> Lake {
+        open_on(&self.store, &self.test.url).await
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_checkpoint_that_cannot_be_read_for_the_moment_is_no_damage() {
-    let (store, lake) = faulty_lake().await;
-    let table = lake.table(&name());
-    for version in 0..100 {
-        let commit = commit_of(&table, version..version + 1, "a", version).await;
-        assert_eq!(
-            table.append(version as u64, commit).await.expect("committed"),
-            Outcome::Committed(version as u64 + 1)
-        );
-    }
-    lake.settle().await;
-    let mut lost = 0;
-    loop {
-        store.lost_read.store(lost + 1, Ordering::SeqCst);
-        match open_on(store.clone()).await.table(&name()).head().await {
-            Ok(head) => break assert_eq!(head.version, 100),
-            Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}"),
-        }
-        lost += 1;
-    }
-    assert!(lost > 0, "it is read at all");
+async fn open_on(store: &Arc<Faulty>, url: &Url) -> Lake {
+    Lake::open_on(store.clone(), url, Arc::new(SystemClock)).await.expect("opens")
 }

@@ -2,6 +2,7 @@
 
 mod care;
 mod cleaning;
+mod conformance;
 mod counting;
 mod damage;
 mod evolve;

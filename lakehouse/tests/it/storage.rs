@@ -1,5 +1,10 @@
 //! The storage suite: what must hold on every store.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use lakehouse::{Changes, Commit, ErrorKind, Operation, Outcome, StageOptions, TableName};
 
 use crate::support::{commit_of, ids, lakes, name, numbers, opened_again, rows, s3_options, spec};
@@ -224,7 +229,7 @@ async fn a_table_of_other_columns_is_refused_by_name_and_type() {
     for test in lakes().await {
         let table = test.lake.table(&name());
         table.ensure(&spec()).await.expect("made");
-        let other = |fields: Vec<Field>| lakehouse::TableSpec::new(std::sync::Arc::new(Schema::new(fields)));
+        let other = |fields: Vec<Field>| lakehouse::TableSpec::new(Arc::new(Schema::new(fields)));
         let clash = table.ensure(&other(vec![Field::new("id", DataType::Utf8, true)])).await.expect_err("refused");
         assert_eq!(clash.kind(), ErrorKind::BadConfig);
         expect_test::expect![
@@ -243,7 +248,7 @@ async fn a_newer_lake_is_refused() {
     let test = crate::support::on_disk().await;
     let mark = test.url.to_file_path().expect("a folder").join("_lakebeat.json");
     std::fs::write(&mark, r#"{"format":99,"written_by":"lakebeat 9.0.0"}"#).expect("written");
-    let clock = std::sync::Arc::new(lakehouse::SystemClock);
+    let clock = Arc::new(lakehouse::SystemClock);
     let refused =
         lakehouse::Lake::open(&test.url, &lakehouse::StorageOptions::default(), clock).await.expect_err("refused");
     assert_eq!(refused.kind(), ErrorKind::NewerLake);
@@ -256,7 +261,7 @@ async fn what_an_s3_server_refuses_is_told_with_the_remedy() {
         let mut options = s3_options();
         options.settings.insert(setting.to_owned(), value.to_owned());
         let url = url::Url::parse(&format!("s3://{bucket}/lake")).expect("valid URL");
-        let clock = std::sync::Arc::new(lakehouse::SystemClock);
+        let clock = Arc::new(lakehouse::SystemClock);
         let error = lakehouse::Lake::open(&url, &options, clock).await.expect_err("refused");
         assert_eq!(error.kind(), ErrorKind::BadConfig, "{error}");
         error.to_string()
@@ -280,10 +285,76 @@ async fn an_s3_server_that_is_away_is_unavailable_within_seconds() {
     let mut options = s3_options();
     options.settings.insert("aws_endpoint".to_owned(), "http://127.0.0.1:1".to_owned());
     let url = url::Url::parse("s3://bucket").expect("valid URL");
-    let clock = std::sync::Arc::new(lakehouse::SystemClock);
+    let clock = Arc::new(lakehouse::SystemClock);
     let opening = lakehouse::Lake::open(&url, &options, clock);
     let error = tokio::time::timeout(std::time::Duration::from_secs(60), opening).await.expect("gives up");
     let error = error.expect_err("nobody listens there");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     assert!(error.to_string().contains("127.0.0.1:1"), "{error}");
+}
+
+/// What a broken server does with each request.
+#[derive(Debug, Clone, Copy)]
+enum Broken {
+    Silent,
+    HangsUp,
+    Overloaded,
+}
+
+/// The address of a server that does the same with each request, and how many it was sent.
+fn broken_server(broken: Broken) -> (String, Arc<AtomicU32>) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    let address = format!("http://{}", listener.local_addr().expect("bound"));
+    let asked = Arc::new(AtomicU32::new(0));
+    let counted = asked.clone();
+    std::thread::spawn(move || {
+        let mut kept = Vec::new();
+        for mut connection in listener.incoming().map_while(Result::ok) {
+            let read = connection.read(&mut [0; 4096]);
+            counted.fetch_add(u32::from(read.is_ok_and(|bytes| bytes > 0)), Ordering::SeqCst);
+            match broken {
+                Broken::Silent => kept.push(connection),
+                Broken::HangsUp => drop(connection),
+                Broken::Overloaded => {
+                    let answer = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                    let _ = connection.write_all(answer);
+                }
+            }
+        }
+    });
+    (address, asked)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_never_answers_is_asked_a_few_times() {
+    for broken in [Broken::Silent, Broken::HangsUp, Broken::Overloaded] {
+        let (address, asked) = broken_server(broken);
+        let mut options = s3_options();
+        options.settings.insert("aws_endpoint".to_owned(), address);
+        options.settings.insert("timeout".to_owned(), "300ms".to_owned());
+        let url = url::Url::parse("s3://bucket/lake").expect("valid URL");
+        let clock = Arc::new(lakehouse::SystemClock);
+        let error = lakehouse::Lake::open(&url, &options, clock).await.expect_err("no answer");
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{broken:?}: {error}");
+        let asked = asked.load(Ordering::SeqCst);
+        assert!((2..=5).contains(&asked), "{broken:?}: asked {asked} times");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_authorities_that_is_none_is_told() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let empty = folder.path().join("empty.pem");
+    std::fs::write(&empty, "no certificate").expect("written");
+    for (file, what) in [(folder.path().join("missing.pem"), "cannot be read"), (empty, "holds no certificate")] {
+        let mut options = s3_options();
+        options.ca_file = Some(file.clone());
+        let url = url::Url::parse("s3://bucket/lake").expect("valid URL");
+        let clock = Arc::new(lakehouse::SystemClock);
+        let error = lakehouse::Lake::open(&url, &options, clock).await.expect_err("no authority");
+        assert_eq!(error.kind(), ErrorKind::BadConfig, "{error}");
+        let shown = error.to_string();
+        assert!(shown.contains(what) && shown.contains("AWS_CA_BUNDLE"), "{shown}");
+        assert!(shown.contains(&file.display().to_string()), "{shown}");
+    }
 }

@@ -9,6 +9,7 @@ use lakehouse::{
     Commit, Lake, Operation, Outcome, PinnedTable, StageOptions, StorageOptions, SystemClock, Table, TableName,
     TableSpec, timestamp_type,
 };
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use url::Url;
 
 /// A lake, and what keeps its folder alive.
@@ -67,7 +68,18 @@ pub(crate) fn s3_options() -> StorageOptions {
         ("aws_secret_access_key", &key),
     ];
     let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    StorageOptions { settings: settings.into() }
+    StorageOptions { settings: settings.into(), ca_file: None }
+}
+
+/// The bucket of a lake.
+pub(crate) fn bucket(url: &Url) -> AmazonS3 {
+    let name = url.host_str().expect("a bucket");
+    let settings = s3_options().settings.into_iter();
+    let builder = AmazonS3Builder::new().with_bucket_name(name);
+    let set = |builder: AmazonS3Builder, (name, value): (String, String)| {
+        builder.with_config(name.parse::<AmazonS3ConfigKey>().expect("a setting"), value)
+    };
+    settings.fold(builder, set).build().expect("valid settings")
 }
 
 pub(crate) fn schema() -> SchemaRef {
