@@ -61,8 +61,8 @@ pub(crate) enum Command {
     Mirror(Mirror),
     /// One query on the lake
     Sql(Sql),
-    /// Audit bronze: offsets, ledger and rows
-    Verify,
+    /// Audit the lake: logs, files, publications, offsets, ledger and rows; with --deep, models against their queries
+    Verify(Verify),
     /// Look at tables
     #[command(subcommand)]
     Table(Table),
@@ -320,6 +320,22 @@ pub(crate) struct Sql {
     pub(crate) csv: bool,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// Also run the query of each model anew, and compare its table row by row
+    #[arg(long)]
+    pub(crate) deep: bool,
+    /// Compare only such a share of the rows, always the same ones by a hash of their keys
+    #[arg(long, value_name = "FRACTION", requires = "deep", value_parser = share)]
+    pub(crate) sample: Option<f64>,
+    /// dbt project [default: the bundled one]
+    #[arg(long, value_name = "DIR", requires = "deep")]
+    pub(crate) project: Option<PathBuf>,
+    /// Models to compare: a name, tag:…, path:…, with + before or after
+    #[arg(long, value_name = "SELECTOR", num_args = 1.., requires = "deep")]
+    pub(crate) select: Vec<String>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Table {
     /// Every table with its version, files, rows and bytes
@@ -365,6 +381,34 @@ pub(crate) enum Table {
         #[arg(long)]
         yes: bool,
     },
+    /// Copies the lake to another place, after it has said what that takes and asked; again, only what is new
+    Export {
+        /// Where to: a folder, file:// or s3://
+        to: String,
+        #[command(flatten)]
+        copy: Copying,
+    },
+    /// Copies another lake to the place of this one, after it has said what that takes and asked
+    Import {
+        /// The other lake: a folder, file:// or s3://
+        from: String,
+        #[command(flatten)]
+        copy: Copying,
+    },
+}
+
+/// What of a lake is copied, and whether it is asked before.
+#[derive(Debug, Args)]
+pub(crate) struct Copying {
+    /// Only this table, such as gold.top_songs; several are each of them [default: all]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) table: Vec<String>,
+    /// Only says what it would copy
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Does not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -431,6 +475,14 @@ fn fraction(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(value) if (0.0..=1.0).contains(&value) => Ok(value),
         _ => Err("write a number between 0 and 1, such as 0.02".to_owned()),
+    }
+}
+
+/// A share that is more than nothing.
+fn share(text: &str) -> Result<f64, String> {
+    match fraction(text) {
+        Ok(share) if share > 0.0 => Ok(share),
+        _ => Err("write a number above 0 and up to 1, such as 0.1".to_owned()),
     }
 }
 

@@ -4,7 +4,9 @@ mod care;
 mod doctor;
 mod letters;
 mod mirror;
+mod moving;
 mod tables;
+mod verify;
 
 use std::sync::Arc;
 
@@ -12,7 +14,7 @@ use arrow::util::pretty::pretty_format_batches;
 use futures::TryStreamExt as _;
 use ingest::topic::TopicSpec;
 use ingest::{broker, consume, simulate};
-use lakehouse::{ErrorKind, Lake, SystemClock};
+use lakehouse::{Lake, SystemClock};
 use serde::Serialize;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -45,7 +47,7 @@ pub(crate) async fn run(cli: Cli, settings: Settings) -> anyhow::Result<()> {
         Command::Serve(_) => serve(&settings).await,
         Command::Mirror(mirror) => mirror::run(&mirror, &settings).await,
         Command::Sql(sql) => self::sql(sql, &settings).await,
-        Command::Verify => verify(&settings).await,
+        Command::Verify(verify) => verify::run(&verify, &settings).await,
         Command::Table(cli::Table::Ls) => tables::ls(&pipeline::open_lake(&settings).await?, settings.json).await,
         Command::Table(cli::Table::History { name, limit }) => {
             tables::history(&pipeline::open_lake(&settings).await?, &name, limit, settings.json).await
@@ -59,6 +61,8 @@ pub(crate) async fn run(cli: Cli, settings: Settings) -> anyhow::Result<()> {
                 version.map_or_else(|| care::Wanted::Publication(publication.unwrap_or(0)), care::Wanted::Version);
             care::restore(&name, wanted, care::Consent::of(dry_run, yes), &settings).await
         }
+        Command::Table(cli::Table::Export { copy, .. }) => moving::export(&copy, &settings).await,
+        Command::Table(cli::Table::Import { copy, .. }) => moving::import(&copy, &settings).await,
         Command::Publication(cli::Publication::Ls { limit }) => {
             tables::publications(&pipeline::open_lake(&settings).await?, limit, settings.json).await
         }
@@ -288,18 +292,4 @@ async fn sql(sql: cli::Sql, settings: &Settings) -> anyhow::Result<()> {
     }
     let batches = if batches.is_empty() { vec![arrow::record_batch::RecordBatch::new_empty(schema)] } else { batches };
     output::print(&pretty_format_batches(&batches)?.to_string())
-}
-
-async fn verify(settings: &Settings) -> anyhow::Result<()> {
-    let lake: Lake = pipeline::open_lake(settings).await?;
-    // What the lake names and does not hold is just what is looked for.
-    let report = lake.verify().await.map_err(|error| match error.kind() {
-        ErrorKind::NotFound => Fault::found(error.to_string()).into(),
-        _ => anyhow::Error::from(error),
-    })?;
-    output::result(&report, settings.json)?;
-    match report.faults.len() {
-        0 => Ok(()),
-        count => Err(Fault::found(format!("the lake is not whole: {count} faults")).into()),
-    }
 }

@@ -18,7 +18,7 @@ use ingest::topic::TopicSpec;
 use lakehouse::StorageOptions;
 use url::Url;
 
-use crate::cli::{Cli, Command, Doors, Ingest, IngestAction, Kafka, Transform};
+use crate::cli::{Cli, Command, Doors, Ingest, IngestAction, Kafka, Table, Transform};
 use crate::output::Fault;
 use layers::{Layers, Setting};
 use snowflake::SnowflakeSettings;
@@ -87,6 +87,8 @@ pub(crate) struct Settings {
     pub(crate) data_dir: PathBuf,
     pub(crate) lake: Url,
     pub(crate) storage: StorageOptions,
+    /// The lake that is copied from or to.
+    pub(crate) other_lake: Option<(Url, StorageOptions)>,
     pub(crate) log_level: String,
     /// Brokers that somebody named; the embedded one otherwise.
     pub(crate) brokers: Option<String>,
@@ -130,6 +132,7 @@ impl Settings {
             data_dir,
             lake,
             storage,
+            other_lake: flags.other_lake.map(|text| lake::other(text, &layers)).transpose()?,
             log_level: log_level.unwrap_or_else(|| default_log_level(&cli.command).to_owned()),
             brokers: layers.pick(("--brokers", flags.kafka.and_then(|kafka| kafka.brokers.as_ref())), &BROKERS)?,
             kafka_properties: kafka::properties(&layers)?,
@@ -173,6 +176,7 @@ struct CommandFlags<'a> {
     rate: Option<&'a String>,
     users: Option<&'a String>,
     accepted_gaps: &'a [AcceptedGap],
+    other_lake: Option<&'a String>,
     insecure: bool,
 }
 
@@ -209,6 +213,9 @@ impl<'a> CommandFlags<'a> {
                 accepted_gaps: &ingest.gaps.accept_gap,
                 ..Self::default()
             },
+            Command::Table(Table::Export { to: other, .. } | Table::Import { from: other, .. }) => {
+                Self { other_lake: Some(other), ..Self::default() }
+            }
             Command::Serve(doors) => Self { doors: Some(doors), insecure: doors.insecure, ..Self::default() },
             Command::Doctor(doctor) => Self {
                 kafka: Some(&doctor.kafka),

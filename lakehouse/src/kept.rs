@@ -70,6 +70,10 @@ impl KeptOf<'_> {
 
     /// The version from which the slowest refresh goes on, as far as publications tell.
     pub(crate) fn refreshed_upto(&self) -> Option<u64> {
+        if self.table.schema == "system" {
+            // Nobody refreshes from those.
+            return Some(u64::MAX);
+        }
         self.kept.refreshed_upto.get(self.table).copied()
     }
 }

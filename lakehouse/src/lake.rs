@@ -72,6 +72,19 @@ impl Lake {
         Self::over(storage::open(url, options)?, clock, Arc::new(RandomIds)).await
     }
 
+    /// Opens the lake at `url` if there is one; none is made.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no lake, and those of [`Lake::open`].
+    pub async fn find(url: &Url, options: &StorageOptions, clock: Arc<dyn Clock>) -> Result<Self> {
+        let storage = storage::reach(url, options)?;
+        let store = PrefixStore::new(storage.root.clone(), storage.prefix.clone());
+        if format::look(&storage, &store).await?.is_none() {
+            return Err(Error::new(ErrorKind::NotFound, format!("there is no lake at {}", storage.url)));
+        }
+        Self::over(storage, clock, Arc::new(RandomIds)).await
+    }
+
     /// Opens a lake on a store of the caller's, such as one that fails on purpose. The store's root is that of `url`.
     pub async fn open_on(store: Arc<dyn ObjectStore>, url: &Url, clock: Arc<dyn Clock>) -> Result<Self> {
         Self::open_with_ids(store, url, clock, Arc::new(RandomIds)).await
@@ -84,10 +97,7 @@ impl Lake {
         clock: Arc<dyn Clock>,
         ids: Arc<dyn Ids>,
     ) -> Result<Self> {
-        let prefix = Path::from_url_path(url.path()).map_err(|source| {
-            Error::with_source(ErrorKind::BadConfig, format!("the lake's URL {url} has an impossible path"), source)
-        })?;
-        Self::over(Storage { root: store, url: url.clone(), prefix, bucket: None }, clock, ids).await
+        Self::over(Storage::of(store, url)?, clock, ids).await
     }
 
     async fn over(storage: Storage, clock: Arc<dyn Clock>, ids: Arc<dyn Ids>) -> Result<Self> {

@@ -29,6 +29,7 @@ mod layout;
 mod lease;
 mod log;
 mod log_cleaning;
+mod moving;
 mod name;
 mod opaque;
 mod progress;
@@ -68,6 +69,7 @@ pub use journal::Journal;
 pub use lake::Lake;
 pub use lease::{Lease, LeaseInfo};
 pub use log::{Commit, CommitEntry, LoggedFile, LoggedRemove, NewColumns, Operation};
+pub use moving::{CopyPlan, CopyProgress, Destination, TableCopy};
 pub use name::TableName;
 pub use opaque::Opaque;
 pub use progress::{

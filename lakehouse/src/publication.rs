@@ -124,7 +124,12 @@ impl Lake {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             head => head?,
         };
-        let mut publications = read_rows(self, &head).await?;
+        self.publications_at(&head).await
+    }
+
+    /// Those that a version of `system.publications` keeps, newest first.
+    pub(crate) async fn publications_at(&self, head: &TableVersion) -> Result<Vec<Publication>> {
+        let mut publications = read_rows(self, head).await?;
         publications.reverse();
         Ok(publications)
     }

@@ -59,20 +59,35 @@ pub(crate) struct Storage {
     pub(crate) bucket: Option<Bucket>,
 }
 
+impl Storage {
+    /// A store of the caller's. Its root is that of `url`.
+    pub(crate) fn of(root: Arc<dyn ObjectStore>, url: &Url) -> Result<Self> {
+        let mut url = url.clone();
+        if !url.path().ends_with('/') {
+            url.set_path(&format!("{}/", url.path()));
+        }
+        let prefix = Path::from_url_path(url.path()).map_err(|source| {
+            Error::with_source(ErrorKind::BadConfig, format!("the lake's URL {url} has an impossible path"), source)
+        })?;
+        Ok(Self { root, url, prefix, bucket: None })
+    }
+}
+
 /// Opens the store that `url` names. For `file://` the folder is made if it is missing.
 pub(crate) fn open(url: &Url, options: &StorageOptions) -> Result<Storage> {
-    let mut url = url.clone();
-    if !url.path().ends_with('/') {
-        url.set_path(&format!("{}/", url.path()));
+    if url.scheme() == "file" {
+        make_folder(url)?;
     }
-    let prefix = Path::from_url_path(url.path()).map_err(|source| {
-        Error::with_source(ErrorKind::BadConfig, format!("the lake's URL {url} has an impossible path"), source)
-    })?;
+    reach(url, options)
+}
+
+/// The same, and nothing is made.
+pub(crate) fn reach(url: &Url, options: &StorageOptions) -> Result<Storage> {
     let mut bucket = None;
     let root: Arc<dyn ObjectStore> = match url.scheme() {
-        "file" => open_folder(&url)?,
+        "file" => Arc::new(LocalFileSystem::new()),
         "memory" => Arc::new(InMemory::new()),
-        "s3" | "s3a" => bucket.insert(Bucket::new(&url, options)?).store(),
+        "s3" | "s3a" => bucket.insert(Bucket::new(url, options)?).store(),
         other => {
             return Err(Error::new(
                 ErrorKind::BadConfig,
@@ -80,10 +95,10 @@ pub(crate) fn open(url: &Url, options: &StorageOptions) -> Result<Storage> {
             ));
         }
     };
-    Ok(Storage { root, url, prefix, bucket })
+    Ok(Storage { bucket, ..Storage::of(root, url)? })
 }
 
-fn open_folder(url: &Url) -> Result<Arc<dyn ObjectStore>> {
+fn make_folder(url: &Url) -> Result<()> {
     let folder = url
         .to_file_path()
         .map_err(|()| Error::new(ErrorKind::BadConfig, format!("{url} is not a path on this machine")))?;
@@ -91,6 +106,5 @@ fn open_folder(url: &Url) -> Result<Arc<dyn ObjectStore>> {
         let message =
             format!("cannot make the lake's folder {}: choose another with --data-dir or --lake", folder.display());
         Error::with_source(ErrorKind::BadConfig, message, source)
-    })?;
-    Ok(Arc::new(LocalFileSystem::new()))
+    })
 }

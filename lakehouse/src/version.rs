@@ -17,6 +17,7 @@ use crate::log::{CommitEntry, unsupported};
 use crate::name::TableName;
 use crate::readers::{Readers, Reading};
 use crate::schema;
+use crate::table::{Ledger, Table};
 
 /// A table as it was after one commit.
 #[derive(Debug, Clone)]
@@ -184,6 +185,17 @@ impl Head {
             notes: self.notes.clone(),
             readers: self.readers.clone(),
         }
+    }
+}
+
+impl Table {
+    /// Reads the ledger entries of `app_ids` as they were at `version`.
+    ///
+    /// # Errors
+    /// Those of a log that does not go back so far.
+    pub async fn ledger_at(&self, version: u64, app_ids: &[String]) -> Result<Ledger> {
+        let entries = transactions_at(self.name(), self.inner.log.as_ref(), version, app_ids.to_vec()).await?;
+        Ok(Ledger { version, entries })
     }
 }
 

@@ -37,7 +37,7 @@ impl Consent {
     }
 
     /// Asks, if that is needed.
-    fn is_given(self) -> anyhow::Result<bool> {
+    pub(super) fn is_given(self) -> anyhow::Result<bool> {
         match self {
             Self::DryRun => Ok(false),
             Self::Given => Ok(true),

@@ -67,6 +67,15 @@ pub(super) fn read(flag: Option<&String>, layers: &Layers, data_dir: &Path) -> a
         None if pick(layers, &MINIO_ENDPOINT)?.is_some() => bucket_url(layers)?,
         None => folder_url(&data_dir.join("lake"))?,
     };
+    with_storage(url, layers)
+}
+
+/// Another lake than the one that is worked on. A bucket of it is reached by the same settings.
+pub(super) fn other(text: &str, layers: &Layers) -> anyhow::Result<(Url, StorageOptions)> {
+    with_storage(lake_url(text)?, layers)
+}
+
+fn with_storage(url: Url, layers: &Layers) -> anyhow::Result<(Url, StorageOptions)> {
     let mut storage = StorageOptions::default();
     if matches!(url.scheme(), "s3" | "s3a") {
         let profile = profile(layers)?;

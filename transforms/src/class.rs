@@ -60,6 +60,45 @@ impl fmt::Display for Class {
     }
 }
 
+/// Why the query may give other rows when it runs again on the same ones, if its functions say so.
+pub(crate) fn unrepeatable(plan: &LogicalPlan) -> Option<String> {
+    let mut reason = None;
+    let visited = plan.apply_with_subqueries(|node| {
+        for expression in node.expressions() {
+            expression.apply(|part| {
+                reason = reason.take().or_else(|| unsteady(part));
+                Ok(TreeNodeRecursion::Continue)
+            })?;
+        }
+        Ok(if reason.is_some() { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+    });
+    reason.or_else(|| visited.err().map(|error| format!("its plan cannot be read: {error}")))
+}
+
+/// The columns of the result that a query groups by: they tell its rows apart. None if it does not end in groups, or drops one
+/// of the columns.
+pub(crate) fn group_columns(plan: &LogicalPlan) -> Option<Vec<String>> {
+    let mut columns: Vec<(String, String)> =
+        plan.schema().fields().iter().map(|field| (field.name().clone(), field.name().clone())).collect();
+    let mut node = plan;
+    let groups = loop {
+        match node {
+            LogicalPlan::Aggregate(aggregate) => break aggregate,
+            LogicalPlan::Projection(projection) => {
+                columns.retain_mut(|(_, below)| {
+                    source_of(&projection.expr, below).map(|source| *below = source).is_some()
+                });
+            }
+            LogicalPlan::SubqueryAlias(_) | LogicalPlan::Filter(_) | LogicalPlan::Sort(_) => {}
+            _ => return None,
+        }
+        node = only_input(node)?;
+    };
+    let grouped = groups.schema.fields().iter().take(groups.group_expr.len());
+    let passed_on = |group: &str| columns.iter().find(|(_, below)| below == group).map(|(name, _)| name.clone());
+    grouped.map(|field| passed_on(field.name())).collect()
+}
+
 fn full(reason: impl Into<String>) -> Class {
     Class::Full { reason: reason.into() }
 }
@@ -94,11 +133,18 @@ fn check_operators(plan: &LogicalPlan) -> Result<(), String> {
     }
 }
 
-fn not_row_by_row(expression: &Expr) -> Option<String> {
+fn unsteady(expression: &Expr) -> Option<String> {
     match expression {
         Expr::ScalarFunction(function) if function.func.signature().volatility != Volatility::Immutable => {
             Some(format!("the function {} does not give the same result each time", function.name()))
         }
+        _ => None,
+    }
+}
+
+fn not_row_by_row(expression: &Expr) -> Option<String> {
+    match expression {
+        Expr::ScalarFunction(_) => unsteady(expression),
         Expr::ScalarSubquery(_) | Expr::InSubquery(_) | Expr::Exists(_) | Expr::SetComparison(_) => {
             Some("its query has a subquery in an expression".to_owned())
         }

@@ -29,6 +29,7 @@ mod report;
 mod run_log;
 mod select;
 mod suggest;
+mod verify;
 mod view;
 mod watch;
 
@@ -47,6 +48,7 @@ pub use explain::{Explanation, ModelListing, SourceState};
 pub use project::Project;
 pub use refresh::{RefreshKind, RefreshMode};
 pub use report::{BuildReport, HeldGroup, ModelRun, ModelStatus, TestRun, TestScope, TestStatus};
+pub use verify::{DeepReport, ModelAudit, verify};
 pub use watch::{Cadence, WatchProgress};
 
 /// Which models a command is about, and how they are built.

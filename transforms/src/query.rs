@@ -9,8 +9,8 @@ use datafusion::catalog::{CatalogProvider as _, MemoryCatalogProvider, MemorySch
 use datafusion::error::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SQLOptions;
-use datafusion::logical_expr::LogicalPlan;
-use datafusion::prelude::{DataFrame, SessionContext};
+use datafusion::logical_expr::{LogicalPlan, cast};
+use datafusion::prelude::{DataFrame, SessionContext, ident};
 use lakehouse::{CATALOG, DEFAULT_SCHEMA, Lake, TableName};
 
 use crate::compile::Model;
@@ -44,6 +44,17 @@ impl Query {
         let fields = self.plan.schema().fields().iter();
         let fields = fields.map(|field| Field::new(field.name(), stored_type(field.data_type()), true));
         Arc::new(Schema::new(fields.collect::<Vec<_>>()))
+    }
+
+    /// The rows as a relation of another query, with the columns of `schema`.
+    pub(crate) fn relation(self, schema: &SchemaRef, model: &Model) -> Result<Arc<dyn TableProvider>> {
+        let frame = DataFrame::new(self.context.state(), self.plan);
+        let columns = schema
+            .fields()
+            .iter()
+            .map(|field| cast(ident(field.name()), field.data_type().clone()).alias(field.name()));
+        let stored = frame.select(columns.collect::<Vec<_>>()).map_err(|error| run_error(model, error))?;
+        Ok(stored.into_view())
     }
 
     pub(crate) async fn stream(self, model: &Model) -> Result<SendableRecordBatchStream> {

@@ -22,7 +22,7 @@ use crate::compile::Model;
 use crate::error::{Error, ErrorKind, Result, conflict};
 use crate::query::{Query, Relations};
 use crate::view::View;
-pub(crate) use ledger::{Ledger, entries};
+pub(crate) use ledger::{Ledger, entries, fingerprint};
 
 /// A cursor that lags by more commits than this, none of which brought rows, is moved on by a commit of its own, so that
 /// the next look does not read them all again.
@@ -174,7 +174,7 @@ impl<'a> Planned<'a> {
         }
         match ledger.fingerprint {
             None => return everything("it was never built".to_owned()),
-            Some(known) if known != ledger::fingerprint(self.model, self.inputs) => {
+            Some(known) if known != fingerprint(self.model, self.inputs) => {
                 return everything("its query, its settings or a source's identity changed".to_owned());
             }
             Some(_) => {}
@@ -221,7 +221,7 @@ impl<'a> Planned<'a> {
         let spec = self.spec()?;
         let base = table.ensure(&spec).await.map_err(|error| self.target_error(error))?;
         self.check_columns(&base, &spec.schema)?;
-        let ledger = Ledger::read(table, self.model, self.inputs).await?;
+        let ledger = Ledger::read(table, self.model).await?;
         if ledger.version != base.version {
             return Err(conflict(format!("{} was written to in between", self.model.table)));
         }
@@ -235,7 +235,7 @@ impl<'a> Planned<'a> {
         let decision = self.decide(&ledger, mode).await?;
         let pending = Pending {
             cursors: self.inputs.iter().map(|(name, view)| (name.clone(), view.base.version)).collect(),
-            fingerprint: ledger::fingerprint(self.model, self.inputs),
+            fingerprint: fingerprint(self.model, self.inputs),
             tests_fingerprint: ledger::tests_fingerprint(self.model, audit),
             tests_changed: ledger.tests_changed(self.model),
         };
@@ -325,7 +325,7 @@ pub(crate) async fn look(planned: &Planned<'_>, mode: RefreshMode) -> Result<(Op
         let reason = "it was never built".to_owned();
         return Ok((None, Decision { kind: DecisionKind::Everything, reason }));
     }
-    let ledger = Ledger::read(&table, planned.model, planned.inputs).await?;
+    let ledger = Ledger::read(&table, planned.model).await?;
     let decision = planned.decide(&ledger, mode).await?;
     Ok((Some(ledger), decision))
 }

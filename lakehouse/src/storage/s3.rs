@@ -200,6 +200,11 @@ impl Refusal {
         }
     }
 
+    /// Whether it says that there is no such bucket.
+    pub(crate) fn is_no_bucket(&self) -> bool {
+        self.code == "NoSuchBucket"
+    }
+
     /// What a person has to do. Trying again helps with none of these.
     fn remedy(&self) -> Option<&'static str> {
         Some(match self.code.as_str() {

@@ -178,6 +178,8 @@ async fn what_was_put_together_stays_for_a_refresh_that_has_not_read_it() {
     let changes = table.changes(Some(12), newest).await.expect("read");
     let Changes::Rewritten { reason } = changes else { panic!("{changes:?}") };
     assert!(reason.contains("cleaned up"), "{reason}");
+}
+
 /// A machine whose clock is put back an hour, and right again after a while.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clock_that_was_set_back_does_no_harm() {

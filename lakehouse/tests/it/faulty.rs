@@ -35,6 +35,8 @@ pub(crate) struct Faulty {
     pub(crate) lost_entries: AtomicU32,
     /// From the so manieth read of a data file on, all are lost; 0 is none.
     pub(crate) lost_read: AtomicU32,
+    /// So many writes more are done before the store goes away, and one; 0 is for ever.
+    writes_left: AtomicU32,
     /// So many uploads end in the middle, as by the death of their process: nobody takes back what is there.
     pub(crate) uploads_to_break_off: AtomicU32,
     /// So many data files get their name with half of what belongs in them.
@@ -59,7 +61,7 @@ fn take(count: &AtomicU32) -> bool {
 }
 
 impl Faulty {
-    fn over(store: Arc<dyn ObjectStore>) -> Self {
+    pub(crate) fn over(store: Arc<dyn ObjectStore>) -> Self {
         Self {
             store,
             answers_to_lose: AtomicU32::default(),
@@ -67,6 +69,7 @@ impl Faulty {
             requests_to_lose: AtomicU32::default(),
             lost_entries: AtomicU32::default(),
             lost_read: AtomicU32::default(),
+            writes_left: AtomicU32::default(),
             uploads_to_break_off: AtomicU32::default(),
             files_to_truncate: AtomicU32::default(),
             is_full: AtomicBool::default(),
@@ -86,6 +89,21 @@ impl Faulty {
 
     fn loses_read(&self) -> bool {
         let left = self.lost_read.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| (left > 1).then(|| left - 1));
+        left == Err(1)
+    }
+
+    /// After so many writes from now on, no other is done.
+    pub(crate) fn stop_after_writes(&self, writes: u64) {
+        self.writes_left.store(writes as u32 + 1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn go_on(&self) {
+        self.writes_left.store(0, Ordering::SeqCst);
+    }
+
+    fn loses_write(&self) -> bool {
+        let left =
+            self.writes_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| (left > 1).then(|| left - 1));
         left == Err(1)
     }
 
@@ -148,6 +166,9 @@ impl fmt::Display for Faulty {
 #[async_trait]
 impl ObjectStore for Faulty {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        if self.loses_write() {
+            return Err(broken());
+        }
         if self.is_full.load(Ordering::SeqCst) {
             return Err(full());
         }

@@ -25,21 +25,26 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    pub(crate) async fn read(table: &Table, model: &Model, inputs: &BTreeMap<TableName, View>) -> Result<Self> {
-        let mut app_ids: Vec<String> = inputs.keys().map(|source| cursor_app_id(model, source)).collect();
-        let (query, tests) = (query_app_id(model), tests_app_id(model));
-        app_ids.extend([query.clone(), tests.clone()]);
-        let read = table.ledger(&app_ids).await?;
+    pub(crate) async fn read(table: &Table, model: &Model) -> Result<Self> {
+        Ok(Self::of(model, table.ledger(&app_ids(model)).await?))
+    }
+
+    /// The ledger as it was at `version`.
+    pub(crate) async fn at(table: &Table, version: u64, model: &Model) -> Result<Self> {
+        Ok(Self::of(model, table.ledger_at(version, &app_ids(model)).await?))
+    }
+
+    fn of(model: &Model, read: lakehouse::Ledger) -> Self {
         let cursor = |source: &TableName| {
             let cursor = read.entries.get(&cursor_app_id(model, source))?;
             Some((source.clone(), u64::try_from(*cursor).ok()?))
         };
-        Ok(Self {
+        Self {
             version: read.version,
-            cursors: inputs.keys().filter_map(cursor).collect(),
-            fingerprint: read.entries.get(&query).copied(),
-            tests_fingerprint: read.entries.get(&tests).copied(),
-        })
+            cursors: model.inputs.iter().filter_map(cursor).collect(),
+            fingerprint: read.entries.get(&query_app_id(model)).copied(),
+            tests_fingerprint: read.entries.get(&tests_app_id(model)).copied(),
+        }
     }
 
     pub(crate) fn tests_changed(&self, model: &Model) -> TestsChanged {
@@ -49,6 +54,11 @@ impl Ledger {
             TestsChanged::Yes
         }
     }
+}
+
+fn app_ids(model: &Model) -> Vec<String> {
+    let cursors = model.inputs.iter().map(|source| cursor_app_id(model, source));
+    cursors.chain([query_app_id(model), tests_app_id(model)]).collect()
 }
 
 /// The entries of a commit.

@@ -7,4 +7,5 @@ mod random;
 mod refresh;
 mod run_log;
 mod slt;
+mod verify;
 mod watch;

@@ -62,6 +62,8 @@ async fn build_is_right(lake: &Lake, project: &Project, all: &[Event], what: &st
     assert_eq!(Tables::at_heads(lake).await, expected, "{what}");
     let publication = newest(lake).await.expect("a build publishes");
     assert_eq!(Tables::published(lake, &publication).await, expected, "{what}");
+    let deep = transforms::verify(lake, project, &Options::default(), None).await.expect("the audit runs");
+    assert_eq!((deep.faults.as_slice(), deep.not_checked()), (&[][..], 0), "{what}");
 }
 
 #[tokio::test]
