@@ -104,7 +104,7 @@ def queries(lake):
         yield table, "select * from t"
         yield table, "select count(*) as rows from t"
         yield table, "select count(*) as rows, min(_offset) as least, max(_offset) as most from t"
-        yield table, "select count(*) as rows from (select * from t limit 7)"
+        yield table, "select count(_offset) as rows from (select * from t limit 7)"
     yield ORDERS, "select count(coupon) as coupons, count(points) as points, min(coupon) as least from t"
     yield ORDERS, "select order_id, coupon from t where coupon is null or points in ('1', '3', '199')"
     yield ORDERS, "select points, count(*) as rows from t where points is null group by points"
