@@ -77,7 +77,7 @@ pub use progress::{
     SkipReason, cluster_app_id, fingerprint_app_id, incarnation_app_id, ingest_app_id, replay_app_id, reset_app_id,
 };
 pub use publication::{DEFAULT_GROUP, PinnedTable, Publication};
-pub use readers::{READERS_TOLD_AFTER, Reading};
+pub use readers::{READERS_TOLD_AFTER, Readers, Reading};
 pub use requests::{BUILD_REQUEST, Request, RequestState, Requests};
 pub use restore::RestorePlan;
 pub use scan::{Filter, Scan};

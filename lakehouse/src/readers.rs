@@ -31,7 +31,7 @@ pub(crate) type Versions = BTreeMap<TableName, BTreeSet<u64>>;
 
 /// The versions that are being read in this process.
 #[derive(Debug, Default)]
-pub(crate) struct Readers {
+pub struct Readers {
     /// Each with how many read it, and since when somebody has been.
     held: Mutex<BTreeMap<(TableName, u64), (usize, Instant)>>,
 }

@@ -38,7 +38,8 @@ pub struct TableVersion {
     pub files: Arc<[Arc<DataFile>]>,
     /// What is noted about columns: by column, then by key.
     pub notes: Arc<BTreeMap<String, BTreeMap<String, String>>>,
-    pub(crate) readers: Arc<Readers>,
+    /// Where it is noted who reads it.
+    pub readers: Arc<Readers>,
 }
 
 impl TableVersion {

@@ -186,6 +186,7 @@ mod tests {
             properties: BTreeMap::new(),
             files: Arc::new([]),
             notes: Arc::default(),
+            readers: Arc::default(),
         };
         (name, Arc::new(table))
     }
