@@ -13,6 +13,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use futures::TryStreamExt as _;
 use serde::Serialize;
 
+use crate::checkpoint::CHECKPOINT_INTERVAL;
 use crate::error::Result;
 use crate::kept::{Kept, KeptOf};
 use crate::lake::Lake;
@@ -28,7 +29,7 @@ const READERS_GRACE: TimeDelta = TimeDelta::minutes(10);
 /// still; after this time the whole table is read instead.
 const REFRESH_GRACE: TimeDelta = TimeDelta::hours(24);
 /// Between two looks at a table's log lie so many entries.
-const LOG_LOOK_INTERVAL: u64 = 300;
+const LOG_LOOK_INTERVAL: u64 = CHECKPOINT_INTERVAL;
 /// So often the table's folder is looked through for what no commit names.
 const VACUUM_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 

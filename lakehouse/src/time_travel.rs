@@ -80,7 +80,8 @@ impl Table {
 
     /// What to say of a version that cannot be loaded, if the reason is that the log was cleaned up.
     async fn not_kept(&self, version: u64) -> Result<Option<Error>> {
-        let oldest = self.oldest_kept().await?;
+        // Before the log begins only those versions are kept that publications name.
+        let oldest = self.oldest_kept().await?.max(self.inner.log_begins().await?);
         if version >= oldest {
             return Ok(None);
         }
@@ -99,7 +100,7 @@ impl Table {
 
     /// When a version was committed, to be put after its number.
     async fn committed_at(&self, version: u64) -> Result<String> {
-        let entry = self.inner.read_entry(version).await?;
+        let entry = self.inner.read_story(version).await?;
         let timestamp = entry.and_then(|entry| entry.timestamp);
         Ok(timestamp.map_or_else(String::new, |timestamp| format!(", committed at {}", shown(timestamp))))
     }
@@ -130,14 +131,14 @@ impl TableInner {
         let (mut from, mut upto) = (oldest, newest + 1);
         while from < upto {
             let middle = from + (upto - from) / 2;
-            let timestamp = self.read_entry(middle).await?.and_then(|entry| entry.timestamp);
+            let timestamp = self.read_story(middle).await?.and_then(|entry| entry.timestamp);
             if timestamp.is_some_and(|timestamp| timestamp <= certainly_before) {
                 from = middle + 1;
             } else {
                 upto = middle;
             }
         }
-        let mut entries = pin!(self.entries(from..=newest));
+        let mut entries = pin!(self.story(from..=newest));
         while let Some(entry) = entries.try_next().await? {
             // A foreign writer's commit without a time counts as one at the time of the one before it.
             if entry.and_then(|entry| entry.timestamp).is_some_and(|timestamp| timestamp > moment) {

@@ -101,6 +101,7 @@ async fn a_log_begins_at_a_checkpoint_and_says_what_it_said() {
     // Both go on, and the next beginning goes as the first did.
     add(&again, 430..900).await;
     assert_eq!(clean(&again).await, 500);
+    scene.clock.advance(TimeDelta::hours(2));
     assert_eq!(ids(&lake, &table).await, (0..900).collect::<Vec<_>>());
     assert_eq!(table.history(1_000).await.expect("read").len(), 901);
     assert_whole(&lake).await;
