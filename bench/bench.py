@@ -379,7 +379,8 @@ def commit_lines(results):
 
 def curve_lines(results):
     yield "One commit of a file of 100 rows to a table that has taken so many, without the writing of the file: the median of 50 by"
-    yield "Lakebeat's committer and of 20 by the Delta library's ordinary one (`CommitBuilder`), on the same table."
+    yield "Lakebeat's committer and of 20 by the Delta library's ordinary one (`CommitBuilder`), on the same table. Each hundredth commit has a"
+    yield "checkpoint written beside those that follow; the fifty lie between two of them."
     yield ""
     yield "| | commits | Lakebeat | slowest | of that after 10 | requests: PUT, GET, LIST | the library | of that after 10 | requests |"
     yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
