@@ -69,6 +69,7 @@ class MinioServer(Server):
         """Arrow's own view of the buckets."""
         return fs.S3FileSystem(
             endpoint_override=f"127.0.0.1:{self.port}", scheme="http", region=REGION, allow_bucket_creation=True,
+            allow_bucket_deletion=True,
             access_key=self.access_key, secret_key=self.secret_key,
         )  # fmt: skip
 
