@@ -142,7 +142,8 @@ def test_the_provider_beside_the_librarys_own(lake, engines):
         (files, size), (files_most, size_most) = cost(lake.plan(ours)), cost(library.plan(address, sql, version))
         print(f"{files:>3.0f} files {size:>8.0f} bytes; the library's own {files_most:>3.0f} {size_most:>8.0f}: {ours}")
         assert files <= files_most or size == 0, ours
-        assert size <= size_most + files * PAGE_INDEX_BYTES_MAX, ours
+        # Which rows a limit takes is free, and so is the file that has them, a large one or a small one.
+        assert size <= size_most + files * PAGE_INDEX_BYTES_MAX or " limit " in ours, ours
 
 
 def test_the_plan_says_what_is_read(lake, engines):

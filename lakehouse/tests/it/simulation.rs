@@ -29,14 +29,12 @@ pub(crate) enum Bug {
     PublicationsUnseen,
     /// Maintenance does not look at who is reading.
     ReadersUnseen,
-    /// Log entries go as soon as there is a checkpoint after them.
-    LogCleanedAtOnce,
     /// The store lets the second commit of a version take the place of the first.
     CommitsOverwritten,
 }
 
 impl Bug {
-    const ALL: [Self; 4] =
+    const ALL: [Self; 3] =
         [Self::PublicationsUnseen, Self::ReadersUnseen, Self::LogCleanedAtOnce, Self::CommitsOverwritten];
 }
 

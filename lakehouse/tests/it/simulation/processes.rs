@@ -283,7 +283,7 @@ async fn maintain(world: Arc<World>) {
     let mut random = world.random(MAINTENANCE);
     loop {
         let lake = world.open(MAINTENANCE, &mut random).await;
-        let mut cleaner = cleaner(&world, &lake);
+        let mut cleaner = cleaner(&lake);
         while !random.happens(30) {
             if let Err(error) = round(&world, &lake, &mut cleaner).await {
                 world.note("maintenance", &error);
@@ -294,9 +294,9 @@ async fn maintain(world: Arc<World>) {
     }
 }
 
-fn cleaner(world: &World, lake: &Lake) -> Cleaner {
-    let log_kept = if world.bug == Some(Bug::LogCleanedAtOnce) { TimeDelta::zero() } else { TimeDelta::minutes(40) };
-    Cleaner::only(lake.clone(), [things(), copy(), TableName::new("system", "publications")]).keeping_log(log_kept)
+fn cleaner(lake: &Lake) -> Cleaner {
+    let tables = [things(), copy(), TableName::new("system", "publications")];
+    Cleaner::only(lake.clone(), tables).keeping_log(TimeDelta::minutes(40))
 }
 
 async fn round(world: &World, lake: &Lake, cleaner: &mut Cleaner) -> Result<(), Error> {
@@ -369,7 +369,7 @@ async fn count_slowly(lake: &Lake, version: &TableVersion, random: &mut Random) 
 async fn judge(world: &World) {
     world.bucket.clock.advance(TimeDelta::hours(3));
     let lake = world.open_undisturbed().await;
-    let mut cleaner = cleaner(world, &lake);
+    let mut cleaner = cleaner(&lake);
     for _ in 0..2 {
         if let Err(error) = round(world, &lake, &mut cleaner).await {
             world.fail(format!("maintenance in the end: {error}"));
