@@ -34,8 +34,7 @@ pub(crate) enum Bug {
 }
 
 impl Bug {
-    const ALL: [Self; 3] =
-        [Self::PublicationsUnseen, Self::ReadersUnseen, Self::LogCleanedAtOnce, Self::CommitsOverwritten];
+    const ALL: [Self; 3] = [Self::PublicationsUnseen, Self::ReadersUnseen, Self::CommitsOverwritten];
 }
 
 #[expect(clippy::disallowed_methods, reason = "a test learns from its caller what to try")]
