@@ -205,8 +205,8 @@ async fn schemas_of_the_past_are_shown_nowhere() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prepared_statement_keeps_its_moments_and_a_transaction_its_others() {
     let asked = Asked::new().await;
-    let sql =
-        "select (select max(total_plays) from top_songs at publication 2), (select max(total_plays) from top_songs)";
+    let sql = "select (select max(total_plays) from top_songs at publication 2) as past, \
+               (select max(total_plays) from top_songs) as now";
     let prepared = asked.ana.prepare(sql).await.expect("planned");
     asked.ana.pin_newest().await.expect("pinned");
     asked.hours_later(1);
