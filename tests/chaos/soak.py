@@ -18,7 +18,7 @@ sys.path[:0] = [str(REPOSITORY / "tests" / "e2e"), str(REPOSITORY / "bench")]
 
 import psycopg  # noqa: E402
 from bench import machine  # noqa: E402
-from program import Process, door_flags, free_doors, free_ports, run, run_ok  # noqa: E402
+from program import TOPIC, Process, door_flags, free_doors, free_ports, run, run_ok, topics  # noqa: E402
 from waiting import wait_for  # noqa: E402
 
 SETTINGS = """\
@@ -82,7 +82,7 @@ class Soak:
         process = lambda *command: Process(*command, cwd=folder)  # noqa: E731
         self.broker = process("broker", "--kafka-port", port)
         self.pipeline = [
-            process("ingest", "--brokers", self.brokers, "--topic", "spotify_events"),
+            process("ingest", "--brokers", self.brokers, "--topic", TOPIC),
             process("transform", "build", "--watch"),
             process("serve", *door_flags(doors)),
         ]
@@ -95,6 +95,7 @@ class Soak:
     def go(self):
         self.broker.start()
         self.producer.start()
+        wait_for("the topic is there", lambda: TOPIC in topics(self.brokers), alive=self.broker)
         for process in self.pipeline:
             process.start()
         wait_for("gold is published", self.published, seconds=120, alive=self.pipeline[1])
